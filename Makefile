@@ -1,0 +1,46 @@
+# Every target sets up what it needs; a fresh machine needs Python 3.10 or newer, git and gcc.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= out/demo
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+READY  := $(VENV)/.ready
+BUILT  := $(VENV)/.built
+
+.PHONY: help demo test test-slow lint bench build clean
+help:          ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+
+# torch first and alone: see constraints.txt.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt torch==2.13.0 setuptools pybind11
+	touch $@
+
+$(BUILT): $(READY) setup.py $(shell find csrc -type f)
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+build: $(BUILT) ## set up the virtual environment and compile the extension
+
+demo: build    ## train a joint image-text space, search it, and write out/demo/report.html
+	$(BIN)/mmfast demo --out $(OUT)
+
+lint: build    ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint     ## lint, types and the unit tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: build ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+bench: build   ## measure everything against everything a user would pick instead
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-json=out/bench.json
+	$(BIN)/mmfast bench out/bench.json
+
+clean:         ## remove everything the other targets made
+	rm -rf $(VENV) build dist out *.egg-info mmfast/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

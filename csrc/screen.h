@@ -1,0 +1,66 @@
+// The screen: which pairs can be closer than the margin at all, decided by 8-bit integer products, without loss.
+//
+// Distances do not change under translation or, together with the margin, under scaling. Let z_i = unit (x_i - c)
+// for any centre c and any power of two `unit`, and m the margin times unit^2. A row is written as
+//     z_i = s_i q_i + r_i,   q_i integers of 8 bits,   |r_i| <= e_i,
+// with e_i computed from the row itself. By the triangle inequality the distance d_ij of z_i and z_j obeys
+//     d_ij >= D_ij - (e_i + e_j),   D_ij^2 = n_i + n_j - 2 s_i s_j (q_i . q_j),   n_i = s_i^2 |q_i|^2,
+// where q_i . q_j is an exact int32. So the pair is certainly inactive (d_ij^2 >= m) if
+//     D_ij^2 >= (sqrt(m) + e_i + e_j)^2.                                                                   (1)
+// Since (e_i + e_j)^2 <= 2 e_i^2 + 2 e_j^2, (1) follows from a condition that separates into a row's and a
+// column's share: with t_i = m/2 + 2 sqrt(m) e_i + 2 e_i^2 and a_i = n_i - t_i,
+//     a_i + a_j >= 2 s_i s_j (q_i . q_j),   that is,   a_i (1/s_j) + (a_j/s_j) >= v_i (q_i . q_j),  v_i = 2 s_i.   (2)
+//
+// Rounding. (2) is evaluated in float32 with u = 2^-24. Its constants are rounded once each, the left side takes at
+// most two operations more and the right side two: conversion of the integer and the product. Multiplied by s_j
+// the error is at most 4u (|a_i| + |a_j|) + 4u |v_i s_j q_i . q_j|, and by Cauchy-Schwarz and the inequality of
+// means |2 s_i s_j q_i . q_j| <= n_i + n_j, while |a_i| <= n_i + t_i. Hence 16u (n_i + t_i), taken off each a_i, covers
+// it twice; 1e-30 more covers underflow, as s_j >= 2^-40. Whatever overflows or is NaN makes (2) false: the pair is
+// then looked at. The screen can therefore only ever keep too much.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tier.h"
+
+namespace mmfast {
+
+// Integer sums stay below 2^31 up to this many features; beyond it every pair is looked at.
+constexpr int kMaxScreenedFeatures = 65536;
+
+// One side of the comparison, rows in the order given by `order`.
+template <class T>
+struct Rows {
+  const T* data;                // (., D) contiguous
+  std::vector<int32_t> order;   // which rows, in which order
+  int features;                 // D
+  const T* row(int64_t i) const { return data + int64_t(order[i]) * features; }
+  int64_t size() const { return int64_t(order.size()); }
+};
+
+// The 8-bit image of one side: row-major for the anchors, packed in panels of 64 for the others.
+struct Quantised {
+  int depth = 0;                  // features, rounded up to a multiple of 8
+  std::vector<int8_t> rows;       // (size, depth)
+  std::vector<RowBound> bounds;   // (size,)
+  std::vector<uint8_t> panels;    // (ceil(size / 64), depth / 4, 64, 4)
+  std::vector<float> inverse;     // (ceil(size / 64) * 64,) 1 / s
+  std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
+};
+
+// The common translation and scaling of both sides.
+struct Frame {
+  std::vector<double> centre;  // (D,)
+  double unit = 1;             // a power of two; rows are below 2 after scaling, except the unscreenable
+  bool finite = true;          // every value of every row is finite
+};
+
+template <class T>
+Frame common_frame(const Rows<T>& x, const Rows<T>* y, int threads);
+
+template <class T>
+Quantised quantise_rows(const Rows<T>& x, const Frame& frame, double margin, const Tier& tier, bool as_anchors,
+                        bool as_others, int threads);
+
+}  // namespace mmfast

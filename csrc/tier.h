@@ -1,0 +1,71 @@
+// The table of instruction-set tiers: what each one provides, and which one this process uses.
+//
+// A tier is one file in tiers/: its vector primitives, and the bodies written once in tiers/body.h compiled for it.
+// All tiers return the same bits: the screen only decides which pairs are *looked at*, and what is looked at is
+// computed with the same lanes and without fused multiply-add everywhere.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mmfast {
+
+constexpr int kPanel = 64;  // columns of one packed panel = bits of one mask word
+
+// What the screen knows of one row; the names are those of the proof in screen.h.
+struct RowBound {
+  float v;        // 2 s
+  float a;        // n - t - slack
+  int32_t start;  // -offset * sum(q): undoes the unsigned operand's offset
+};
+
+struct QuantisedRow {
+  double scale;         // s
+  double residual;      // >= the norm of z - s q
+  int64_t sum_squares;  // sum of q^2
+  int32_t sum;          // sum of q
+};
+
+// One anchor row and the candidates that the screen left for it.
+template <class T>
+struct Candidates {
+  const T* anchor;           // (D,)
+  const T* const* others;    // (count,) rows of D
+  T* anchor_sum;             // (D,) += sum of (anchor - other) over the active candidates; may be null
+  T* const* other_sums;      // (count,) rows of D, -= the same differences; may be null
+  int count;
+  int features;              // D
+  double margin;
+};
+
+struct Tier {
+  const char* name;
+  bool (*available)();
+  int qmax;    // digits lie in [-qmax, qmax]
+  int offset;  // added to the packed (unsigned) operand; 0 where the hardware multiplies signed by signed
+
+  // masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin.
+  void (*screen)(const int8_t* rows,       // (row_count, depth), depth a multiple of 8
+                 const RowBound* bounds,   // (row_count,)
+                 int row_count,
+                 const uint8_t* panel,     // (depth / 4, kPanel, 4): the digits plus offset
+                 const float* inverse,     // (kPanel,) 1 / s
+                 const float* weighted,    // (kPanel,) a / s
+                 int depth,
+                 uint64_t* masks);         // (row_count,)
+
+  QuantisedRow (*quantise_f32)(const float* x, const double* centre, int features, double unit, int qmax, int8_t* q);
+  QuantisedRow (*quantise_f64)(const double* x, const double* centre, int features, double unit, int qmax, int8_t* q);
+
+  // The sum of max(0, margin - d^2) over the candidates; active is increased by the number with d^2 < margin.
+  double (*evaluate_f32)(const Candidates<float>&, int64_t* active);
+  double (*evaluate_f64)(const Candidates<double>&, int64_t* active);
+};
+
+extern const Tier* const kTiers[];  // fastest first, ended by null
+const Tier& current_tier();
+std::vector<std::string> available_tiers();
+void select_tier(const std::string& name);  // throws std::invalid_argument
+
+}  // namespace mmfast

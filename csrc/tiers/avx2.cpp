@@ -1,0 +1,82 @@
+// AVX2: vpmaddubsw adds pairs of byte products into int16, which saturates for 8-bit digits. With digits in
+// [-63, 63], packed as 1..127, two such pairs fit: 2 * 2 * 127 * 63 = 32,004 < 32,768, so one widening
+// (vpmaddwd by ones) serves eight products.
+#include "tier.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace mmfast {
+namespace {
+
+#include "tiers/body.h"
+
+// ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
+template <int ROWS>
+inline void screen_rows(const int8_t* rows, const RowBound* bounds, const uint8_t* panel, const float* inverse,
+                        const float* weighted, int depth, uint64_t* masks) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  uint64_t found[ROWS] = {};
+  for (int c = 0; c < kPanel; c += 16) {
+    __m256i acc[ROWS][2];
+    for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_set1_epi32(bounds[r].start);
+    const uint8_t* p = panel + 4 * c;
+    for (int k = 0; k < depth; k += 8, p += 8 * kPanel) {
+      const __m256i a0 = _mm256_loadu_si256((const __m256i*)p);
+      const __m256i a1 = _mm256_loadu_si256((const __m256i*)(p + 32));
+      const __m256i b0 = _mm256_loadu_si256((const __m256i*)(p + 4 * kPanel));
+      const __m256i b1 = _mm256_loadu_si256((const __m256i*)(p + 4 * kPanel + 32));
+      for (int r = 0; r < ROWS; ++r) {
+        int32_t four[2];
+        __builtin_memcpy(four, rows + size_t(r) * depth + k, 8);
+        const __m256i ra = _mm256_set1_epi32(four[0]), rb = _mm256_set1_epi32(four[1]);
+        const __m256i s0 = _mm256_add_epi16(_mm256_maddubs_epi16(a0, ra), _mm256_maddubs_epi16(b0, rb));
+        const __m256i s1 = _mm256_add_epi16(_mm256_maddubs_epi16(a1, ra), _mm256_maddubs_epi16(b1, rb));
+        acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(s0, ones));
+        acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(s1, ones));
+      }
+    }
+    for (int r = 0; r < ROWS; ++r)
+      for (int h = 0; h < 2; ++h) {
+        const __m256 right = _mm256_mul_ps(_mm256_set1_ps(bounds[r].v), _mm256_cvtepi32_ps(acc[r][h]));
+        const __m256 left = _mm256_fmadd_ps(_mm256_set1_ps(bounds[r].a), _mm256_loadu_ps(inverse + c + 8 * h),
+                                            _mm256_loadu_ps(weighted + c + 8 * h));
+        const unsigned bits = unsigned(_mm256_movemask_ps(_mm256_cmp_ps(left, right, _CMP_NGE_UQ)));
+        found[r] |= uint64_t(bits) << (c + 8 * h);
+      }
+  }
+  for (int r = 0; r < ROWS; ++r) masks[r] = found[r];
+}
+
+void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
+            const float* weighted, int depth, uint64_t* masks) {
+  int r = 0;
+  for (; r + 4 <= row_count; r += 4)
+    screen_rows<4>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+  for (; r < row_count; ++r)
+    screen_rows<1>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+}
+
+bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+}  // namespace
+
+extern const Tier kAvx2;
+const Tier kAvx2 = {"avx2",          available,       63, 64, screen, quantise<float>, quantise<double>,
+                    evaluate<float>, evaluate<double>};
+
+}  // namespace mmfast
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,79 @@
+// AVX-512 with VNNI: vpdpbusd multiplies four unsigned by four signed bytes and adds them to an int32 lane.
+#include "tier.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif
+
+namespace mmfast {
+namespace {
+
+#include "tiers/body.h"
+
+// ROWS x 64 dot products in registers (6 x 4 accumulators of the 32), then one comparison each.
+template <int ROWS>
+inline void screen_rows(const int8_t* rows, const RowBound* bounds, const uint8_t* panel, const float* inverse,
+                        const float* weighted, int depth, uint64_t* masks) {
+  __m512i acc[ROWS][4];
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < 4; ++c) acc[r][c] = _mm512_set1_epi32(bounds[r].start);
+  for (int k = 0; k < depth; k += 4, panel += 4 * kPanel) {
+    __m512i column[4];
+    for (int c = 0; c < 4; ++c) column[c] = _mm512_loadu_si512(panel + 64 * c);
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t four;
+      __builtin_memcpy(&four, rows + size_t(r) * depth + k, 4);
+      const __m512i row = _mm512_set1_epi32(four);
+      for (int c = 0; c < 4; ++c) acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], column[c], row);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    uint64_t mask = 0;
+    for (int c = 0; c < 4; ++c) {
+      const __m512 right = _mm512_mul_ps(_mm512_set1_ps(bounds[r].v), _mm512_cvtepi32_ps(acc[r][c]));
+      const __m512 left = _mm512_fmadd_ps(_mm512_set1_ps(bounds[r].a), _mm512_loadu_ps(inverse + 16 * c),
+                                          _mm512_loadu_ps(weighted + 16 * c));
+      mask |= uint64_t(_mm512_cmp_ps_mask(left, right, _CMP_NGE_UQ)) << (16 * c);
+    }
+    masks[r] = mask;
+  }
+}
+
+void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
+            const float* weighted, int depth, uint64_t* masks) {
+  int r = 0;
+  for (; r + 6 <= row_count; r += 6)
+    screen_rows<6>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+  for (; r + 2 <= row_count; r += 2)
+    screen_rows<2>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+  for (; r < row_count; ++r)
+    screen_rows<1>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+}
+
+// The compiler's probe reads CPUID and, through XGETBV, which registers the operating system saves.
+bool available() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+extern const Tier kAvx512Vnni;
+const Tier kAvx512Vnni = {"avx512vnni",     available,        127, 128, screen, quantise<float>, quantise<double>,
+                          evaluate<float>, evaluate<double>};
+
+}  // namespace mmfast
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

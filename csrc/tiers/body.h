@@ -1,0 +1,175 @@
+// What every tier compiles from the same text: quantising a row, and evaluating the candidates the screen left.
+//
+// Included by a tier file inside its own namespace, after the tier's target pragma. Uses compiler vectors of fixed
+// length, so that the order of every sum, and with it every bit of the result, is the same in all tiers. Nothing
+// from the standard library is instantiated here: the linker could pick that copy for the whole program.
+
+typedef float F16 __attribute__((vector_size(64)));
+typedef double D8 __attribute__((vector_size(64)));
+typedef int32_t I8 __attribute__((vector_size(32)));
+typedef int8_t B8 __attribute__((vector_size(8)));
+typedef float F8 __attribute__((vector_size(32)));
+
+template <class V, class T>
+inline V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+inline void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+inline D8 load_double(const double* p) { return load<D8>(p); }
+inline D8 load_double(const float* p) { return __builtin_convertvector(load<F8>(p), D8); }
+
+inline double total(D8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// Round to the nearest integer, |v| < 2^51, by adding and subtracting 1.5 * 2^52.
+inline D8 nearest(D8 v) {
+  const double shift = 6755399441055744.0;
+  return (v + shift) - shift;
+}
+
+// z = unit * (x - centre) is written as s q + r with q in [-qmax, qmax]; the caller has checked that z is finite
+// and below 2^100. The rounding of z, of s q and of the sums is covered by `residual`: each component is off by
+// less than 2^-50 (|z| + |s q|) <= 2^-48 |z|, and a sum of D positive terms by the factor 1 + D 2^-52.
+template <class T>
+QuantisedRow quantise(const T* x, const double* centre, int features, double unit, int qmax, int8_t* q) {
+  const int whole = features & ~7;
+  D8 largest8 = {};
+  for (int k = 0; k < whole; k += 8) {
+    const D8 z = (load_double(x + k) - load<D8>(centre + k)) * unit;
+    const D8 magnitude = z < 0 ? -z : z;
+    largest8 = magnitude > largest8 ? magnitude : largest8;
+  }
+  double largest = 0;
+  for (int lane = 0; lane < 8; ++lane) largest = largest8[lane] > largest ? largest8[lane] : largest;
+  for (int k = whole; k < features; ++k) {
+    const double z = (double(x[k]) - centre[k]) * unit;
+    const double magnitude = z < 0 ? -z : z;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+
+  const double floor = 9.094947017729282e-13;  // 2^-40: keeps 1 / s and a / s far from overflow
+  const double wanted = largest / qmax;
+  const double scale = float(wanted > floor ? wanted : floor);
+  const double inverse = 1 / scale;
+
+  D8 squares8 = {}, residual8 = {}, norm8 = {};
+  D8 sum8 = {};
+  for (int k = 0; k < whole; k += 8) {
+    const D8 z = (load_double(x + k) - load<D8>(centre + k)) * unit;
+    D8 digit = nearest(z * inverse);
+    digit = digit > qmax ? D8{} + qmax : digit;
+    digit = digit < -qmax ? D8{} - qmax : digit;
+    const D8 rest = z - scale * digit;
+    squares8 += digit * digit;
+    sum8 += digit;
+    residual8 += rest * rest;
+    norm8 += z * z;
+    store(q + k, __builtin_convertvector(__builtin_convertvector(digit, I8), B8));
+  }
+  double squares = total(squares8), sum = total(sum8), residual = total(residual8), norm = total(norm8);
+  for (int k = whole; k < features; ++k) {
+    const double z = (double(x[k]) - centre[k]) * unit;
+    const double shift = 6755399441055744.0;
+    double digit = (z * inverse + shift) - shift;
+    digit = digit > qmax ? qmax : digit < -qmax ? -qmax : digit;
+    const double rest = z - scale * digit;
+    squares += digit * digit;
+    sum += digit;
+    residual += rest * rest;
+    norm += z * z;
+    q[k] = int8_t(digit);
+  }
+  const double slack = 1 + 1e-6;  // > 1 + D 2^-52 for every D this engine accepts
+  residual = __builtin_sqrt(residual) * slack + __builtin_sqrt(norm) * 0x1p-47;
+  return {scale, residual, int64_t(squares), int32_t(sum)};
+}
+
+// The squared distance in double, differences first: nothing is lost near a duplicate.
+template <class T>
+inline double squared_distance(const T* x, const T* y, int features) {
+  D8 sum8 = {};
+  const int whole = features & ~7;
+  for (int k = 0; k < whole; k += 8) {
+    const D8 difference = load_double(x + k) - load_double(y + k);
+    sum8 += difference * difference;
+  }
+  double sum = total(sum8);
+  for (int k = whole; k < features; ++k) {
+    const double difference = double(x[k]) - double(y[k]);
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+// True only if the float32 distance already proves d^2 >= margin. A difference, its square and D / 32 + 6 additions
+// are each off by a factor within 1 +- 2^-24, or by a denormal; twice that is allowed for.
+inline bool certainly_inactive(const float* x, const float* y, int features, double margin) {
+  F16 sum0 = {}, sum1 = {};
+  int k = 0;
+  for (; k + 32 <= features; k += 32) {
+    const F16 d0 = load<F16>(x + k) - load<F16>(y + k);
+    const F16 d1 = load<F16>(x + k + 16) - load<F16>(y + k + 16);
+    sum0 += d0 * d0;
+    sum1 += d1 * d1;
+  }
+  sum0 += sum1;
+  float lanes[16], sum = 0;
+  store(lanes, sum0);
+  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
+  for (; k < features; ++k) {
+    const float difference = x[k] - y[k];
+    sum += difference * difference;
+  }
+  const double relative = (features / 16 + 128) * 0x1p-24, absolute = features * 1e-37;
+  return sum <= 3.4028234e38f && double(sum) * (1 - relative) - absolute >= margin;
+}
+inline bool certainly_inactive(const double*, const double*, int, double) { return false; }
+
+inline void add_difference(const float* x, const float* y, int features, float* plus, float* minus) {
+  int k = 0;
+  for (; k + 16 <= features; k += 16) {
+    const F16 difference = load<F16>(x + k) - load<F16>(y + k);
+    if (plus) store(plus + k, load<F16>(plus + k) + difference);
+    if (minus) store(minus + k, load<F16>(minus + k) - difference);
+  }
+  for (; k < features; ++k) {
+    const float difference = x[k] - y[k];
+    if (plus) plus[k] += difference;
+    if (minus) minus[k] -= difference;
+  }
+}
+inline void add_difference(const double* x, const double* y, int features, double* plus, double* minus) {
+  int k = 0;
+  for (; k + 8 <= features; k += 8) {
+    const D8 difference = load<D8>(x + k) - load<D8>(y + k);
+    if (plus) store(plus + k, load<D8>(plus + k) + difference);
+    if (minus) store(minus + k, load<D8>(minus + k) - difference);
+  }
+  for (; k < features; ++k) {
+    const double difference = x[k] - y[k];
+    if (plus) plus[k] += difference;
+    if (minus) minus[k] -= difference;
+  }
+}
+
+template <class T>
+double evaluate(const Candidates<T>& c, int64_t* active) {
+  double loss = 0;
+  int64_t found = 0;
+  for (int j = 0; j < c.count; ++j) {
+    if (certainly_inactive(c.anchor, c.others[j], c.features, c.margin)) continue;
+    const double d2 = squared_distance(c.anchor, c.others[j], c.features);
+    if (!(d2 < c.margin)) continue;
+    loss += c.margin - d2;
+    ++found;
+    if (c.anchor_sum || c.other_sums)
+      add_difference(c.anchor, c.others[j], c.features, c.anchor_sum, c.other_sums ? c.other_sums[j] : nullptr);
+  }
+  *active += found;
+  return loss;
+}

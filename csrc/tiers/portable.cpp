@@ -1,0 +1,38 @@
+// Any processor: plain C++ that the compiler vectorises for its baseline.
+#include "tier.h"
+
+namespace mmfast {
+namespace {
+
+#include "tiers/body.h"
+
+void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
+            const float* weighted, int depth, uint64_t* masks) {
+  for (int r = 0; r < row_count; ++r) {
+    const int8_t* row = rows + size_t(r) * depth;
+    int32_t acc[kPanel];
+    for (int c = 0; c < kPanel; ++c) acc[c] = bounds[r].start;
+    for (int k = 0; k < depth; k += 4) {
+      const uint8_t* column = panel + size_t(k) * kPanel;
+      const int32_t r0 = row[k], r1 = row[k + 1], r2 = row[k + 2], r3 = row[k + 3];
+      for (int c = 0; c < kPanel; ++c, column += 4)
+        acc[c] += r0 * column[0] + r1 * column[1] + r2 * column[2] + r3 * column[3];
+    }
+    uint64_t mask = 0;
+    for (int c = 0; c < kPanel; ++c) {
+      const bool inactive = bounds[r].a * inverse[c] + weighted[c] >= bounds[r].v * float(acc[c]);
+      mask |= uint64_t(!inactive) << c;
+    }
+    masks[r] = mask;
+  }
+}
+
+bool available() { return true; }
+
+}  // namespace
+
+extern const Tier kPortable;
+const Tier kPortable = {"portable",      available,       127, 128, screen, quantise<float>, quantise<double>,
+                        evaluate<float>, evaluate<double>};
+
+}  // namespace mmfast

@@ -1,0 +1,90 @@
+"""The checks at the boundary of every loss: each error names the argument, what was received and what to do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("sum", "mean", "mean_nonzero")
+
+_HALF = (torch.float16, torch.bfloat16)
+_FLOAT = (torch.float32, torch.float64, *_HALF)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGER = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+def check_rows(name: str, rows: Tensor) -> None:
+    """Check that ``rows`` is a (rows, features) floating-point tensor on a device that has an engine."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(rows).__name__}")
+    if rows.dtype not in _FLOAT:
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {rows.dtype}; convert it with {name}.float()"
+        )
+    if rows.dim() != 2:
+        raise ValueError(f"{name} must have two dimensions (rows, features), got shape {tuple(rows.shape)}")
+    if rows.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got layout {rows.layout}; convert it with {name}.to_dense()")
+    if rows.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(
+            f"{name} is on {rows.device}: the Triton kernels for GPUs are still to come; move it with {name}.cpu()"
+        )
+
+
+def check_labels(name: str, labels: Tensor, rows_name: str, rows: Tensor) -> None:
+    """Check that ``labels`` holds one integer for each row of ``rows``."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype not in _INTEGER:
+        raise TypeError(f"{name} must have an integer dtype, got {labels.dtype}; convert it with {name}.long()")
+    if labels.dim() != 1 or labels.shape[0] != rows.shape[0]:
+        raise ValueError(
+            f"{name} must have shape ({rows.shape[0]},), one label per row of {rows_name}, got {tuple(labels.shape)}"
+        )
+    if labels.device != rows.device:
+        raise ValueError(f"{name} must be on the device of {rows_name} ({rows.device}), got {labels.device}")
+
+
+def check_sides(embeddings: Tensor, ref_emb: Tensor) -> None:
+    """Check that the two sides of the cross form fit together."""
+    if ref_emb.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"ref_emb must have as many features as embeddings ({embeddings.shape[1]}), got {tuple(ref_emb.shape)}"
+        )
+    if ref_emb.device != embeddings.device:
+        raise ValueError(f"ref_emb must be on the device of embeddings ({embeddings.device}), got {ref_emb.device}")
+    if ref_emb.dtype != embeddings.dtype:
+        raise TypeError(f"ref_emb must have the dtype of embeddings ({embeddings.dtype}), got {ref_emb.dtype}")
+
+
+def check_margin(margin: float) -> float:
+    """Return ``margin`` as a finite float that is not negative."""
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+        raise TypeError(f"margin must be a number, got {type(margin).__name__}")
+    if not math.isfinite(margin) or margin < 0:
+        raise ValueError(f"margin must be finite and not negative, got {margin!r}")
+    return float(margin)
+
+
+def check_reduction(reduction: str) -> None:
+    """Check that ``reduction`` is one of the three."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def check_ignore_index(ignore_index: int) -> None:
+    """Check that ``ignore_index`` is an integer of 64 bits."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, got {ignore_index}")
+
+
+def widen(rows: Tensor, autocast: bool) -> Tensor:
+    """Bring half precision to float32, in which it is computed.
+
+    Under autocast float32 is what PyTorch's own losses compute in; float64 stays.
+    """
+    return rows.float() if rows.dtype in _HALF or (autocast and rows.dtype != torch.float64) else rows
