@@ -23,19 +23,19 @@ const Tier* const kTiers[] = {
 
 namespace {
 
-const Tier* find(const std::string& name) {
+const Tier* find(const std::string& name, const std::string& setting) {
   std::string names;
   for (const Tier* const* tier = kTiers; *tier; ++tier) {
     if (!(*tier)->available()) continue;
     if (name == (*tier)->name) return *tier;
     names += std::string(names.empty() ? "" : ", ") + (*tier)->name;
   }
-  throw std::invalid_argument("the CPU tier must be one of those this machine has (" + names + "), got '" + name + "'");
+  throw std::invalid_argument(setting + " must be one of the tiers this machine has (" + names + "), got '" + name + "'");
 }
 
 const Tier* initial() {
   const char* forced = std::getenv("MMFAST_CPU_TIER");
-  if (forced && *forced) return find(forced);
+  if (forced && *forced) return find(forced, "MMFAST_CPU_TIER");
   const Tier* const* tier = kTiers;
   while (!(*tier)->available()) ++tier;  // the portable tier always is
   return *tier;
@@ -57,6 +57,6 @@ std::vector<std::string> available_tiers() {
   return names;
 }
 
-void select_tier(const std::string& name) { chosen().store(find(name)); }
+void select_tier(const std::string& name) { chosen().store(find(name, "name")); }
 
 }  // namespace mmfast

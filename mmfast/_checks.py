@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -61,11 +62,15 @@ def check_sides(embeddings: Tensor, ref_emb: Tensor) -> None:
 
 def check_margin(margin: float) -> float:
     """Return ``margin`` as a finite float that is not negative."""
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+    if isinstance(margin, bool) or not isinstance(margin, Real):
         raise TypeError(f"margin must be a number, got {type(margin).__name__}")
-    if not math.isfinite(margin) or margin < 0:
+    try:
+        value = float(margin)
+    except OverflowError:  # an int beyond every float
+        value = math.inf
+    if not math.isfinite(value) or value < 0:
         raise ValueError(f"margin must be finite and not negative, got {margin!r}")
-    return float(margin)
+    return value
 
 
 def check_reduction(reduction: str) -> None:
@@ -74,12 +79,19 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
 
 
-def check_ignore_index(ignore_index: int) -> None:
-    """Check that ``ignore_index`` is an integer of 64 bits."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+def check_ignore_index(ignore_index: int) -> int:
+    """Return ``ignore_index`` as an integer of 64 bits."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
         raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit into 64 bits, got {ignore_index}")
+    return int(ignore_index)
+
+
+def autocasts(rows: Tensor) -> bool:
+    """Tell whether autocast is on for the device of ``rows``."""
+    device = rows.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def widen(rows: Tensor, autocast: bool) -> Tensor:

@@ -81,8 +81,8 @@ def contrastive_loss(
     _checks.check_labels("labels", labels, "embeddings", embeddings)
     margin = _checks.check_margin(margin)
     _checks.check_reduction(reduction)
-    _checks.check_ignore_index(ignore_index)
-    autocast = torch.is_autocast_enabled(embeddings.device.type)
+    ignore_index = _checks.check_ignore_index(ignore_index)
+    autocast = _checks.autocasts(embeddings)
     x, x_labels = _checks.widen(embeddings, autocast), labels.to(torch.int64)
     y = y_labels = None
     if ref_emb is not None or ref_labels is not None:
@@ -97,7 +97,7 @@ def contrastive_loss(
         _checks.check_sides(x, y)
 
     differentiated = torch.is_grad_enabled()
-    loss: Tensor = ops.pair_hinge(
+    loss: Tensor = ops.pair_hinge_loss(
         x,
         x_labels,
         y,

@@ -34,10 +34,9 @@ class ContrastiveLoss(nn.Module):
     def __init__(self, margin: float = 1.0, reduction: str = "sum", ignore_index: int = -100) -> None:
         super().__init__()
         _checks.check_reduction(reduction)
-        _checks.check_ignore_index(ignore_index)
         self.margin = _checks.check_margin(margin)
         self.reduction = reduction
-        self.ignore_index = ignore_index
+        self.ignore_index = _checks.check_ignore_index(ignore_index)
 
     def forward(
         self,

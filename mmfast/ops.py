@@ -1,8 +1,8 @@
 """The torch.library operators: one per operation, with its fake and its derivative.
 
 An operator returns the loss together with the gradients, which share all of its work; they are computed only for the
-inputs that require them. Backward scales them. The gradients are outputs of the operator, so differentiating them
-reaches this operator's derivative again, which refuses: a second derivative is an error, never a silent zero.
+inputs that require them, and backward scales them. A second derivative is an error, never a silent zero: where
+the backward pass is itself recorded, what it returns is tied to the inputs by a function that cannot be differentiated.
 """
 
 from __future__ import annotations
@@ -70,25 +70,73 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, x_gradient, y_gradient = output
+    ctx.mark_non_differentiable(x_gradient, y_gradient)
     ctx.set_materialize_grads(False)
     ctx.x_needs_gradient, ctx.y_needs_gradient = inputs[-2:]
-    ctx.save_for_backward(x_gradient, y_gradient)
+    ctx.save_for_backward(inputs[0], inputs[2], x_gradient, y_gradient)
 
 
-def _backward(
-    ctx: Any, loss_gradient: Tensor | None, x_second: Tensor | None, y_second: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if x_second is not None or y_second is not None:
+def _backward(ctx: Any, loss_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    x, y, x_gradient, y_gradient = ctx.saved_tensors
+    x_out = y_out = None
+    if loss_gradient is not None:
+        x_out = _scale(loss_gradient, x_gradient, x) if ctx.x_needs_gradient else None
+        y_out = _scale(loss_gradient, y_gradient, y) if ctx.y_needs_gradient else None
+    return x_out, None, y_out, None, None, None, None, None, None
+
+
+def _scale(loss_gradient: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
+    scaled = loss_gradient * gradient
+    # Gradients are recorded here only with create_graph=True.
+    return _DifferentiableOnce.apply(scaled, rows) if torch.is_grad_enabled() else scaled  # type: ignore[no-untyped-call]
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """The identity on a gradient, tied to the rows that it belongs to, so that a second derivative meets an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, rows: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
         raise NotImplementedError(
             "mmfast.contrastive_loss has no second derivative: its gradient is computed with the loss and cannot be "
             "differentiated again; use mmfast.reference.contrastive_loss where create_graph=True is needed"
         )
-    x_gradient, y_gradient = ctx.saved_tensors
-    x_out = y_out = None
-    if loss_gradient is not None:
-        x_out = loss_gradient * x_gradient if ctx.x_needs_gradient else None
-        y_out = loss_gradient * y_gradient if ctx.y_needs_gradient else None
-    return x_out, None, y_out, None, None, None, None, None, None
 
 
 pair_hinge.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _PairHinge(torch.autograd.Function):
+    """The operator and its derivative in the form that the transforms of torch.func ask for."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return pair_hinge_loss(*arguments)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        batches = [
+            pair_hinge_loss(
+                *(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True))
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(outputs) for outputs in zip(*batches, strict=True)), (0, 0, 0)
+
+
+def pair_hinge_loss(*arguments: Any) -> Any:
+    """Call the operator with its derivative, under ``torch.func`` too; see :func:`pair_hinge` for the arguments."""
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return _PairHinge.apply(*arguments) if transformed else pair_hinge(*arguments)  # type: ignore[no-untyped-call]

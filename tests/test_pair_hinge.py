@@ -1,28 +1,292 @@
-"""mmfast.contrastive_loss against its definition in float64."""
+"""mmfast.contrastive_loss: values and gradients against the definition in float64."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mmfast
-from mmfast import reference
+from mmfast import _C, reference
+from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, problem
+
+DTYPES = [torch.float32, torch.float64]
+REDUCTIONS = ["sum", "mean", "mean_nonzero"]
+# Aligned, one off each way, ragged in every dimension, one row, no rows, no features.
+SHAPES = [(64, 64), (63, 65), (65, 63), (128, 8), (37, 19), (200, 130), (1, 1), (1, 16), (0, 16), (5, 0), (130, 1)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_nonzero"])
-@pytest.mark.parametrize(("rows", "features"), [(1, 1), (37, 19), (200, 64), (300, 130)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("rows", "features"), SHAPES)
 def test_self_form(rows: int, features: int, reduction: str, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, features, generator=generator, dtype=dtype) * features**-0.5
-    labels = torch.randint(-1, 9, (rows,), generator=generator)
-    ours, exact = x.clone().requires_grad_(), x.double().requires_grad_()
-    loss = mmfast.contrastive_loss(ours, labels, margin=2.0, reduction=reduction, ignore_index=-1)
-    expected = reference.contrastive_loss(exact, labels, margin=2.0, reduction=reduction, ignore_index=-1)
-    loss.backward()
-    expected.backward()
-    assert ours.grad is not None
-    assert exact.grad is not None
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-9)
-    scale = exact.grad.norm(dim=1).max().item() + 1e-30
-    torch.testing.assert_close(ours.grad.double() / scale, exact.grad / scale, rtol=0, atol=1e-6)
+    for margin in (0.0, 1.0, 1.9, 50.0):
+        assert_exact(problem(rows, features, margin=margin, reduction=reduction), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("rows", "features"), SHAPES)
+@pytest.mark.parametrize("ref_rows", [0, 1, 70, 129])
+def test_cross_form(rows: int, features: int, ref_rows: int, reduction: str, dtype: torch.dtype) -> None:
+    assert_exact(problem(rows, features, ref_rows=ref_rows, margin=1.8, reduction=reduction), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ref_rows", [None, 50])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, ref_rows: int | None) -> None:
+    assert_exact(problem(90, 33, ref_rows=ref_rows, margin=1.8), dtype)
+
+
+def test_the_double_loop() -> None:
+    """The program the loss replaces, word for word."""
+    p = problem(23, 5, margin=1.3)
+    x, labels, total = p["embeddings"], p["labels"], 0.0
+    for i, j in itertools.product(range(23), repeat=2):
+        d2 = float((x[i] - x[j]).square().sum())
+        total += d2 if labels[i] == labels[j] else max(0.0, 1.3 - d2)
+    assert mmfast.contrastive_loss(**p).item() == pytest.approx(total, rel=1e-14)
+    assert reference.contrastive_loss(**p).item() == pytest.approx(total, rel=1e-14)
+
+
+@pytest.mark.parametrize("ref_rows", [None, 40])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_ignored_rows_take_no_part(ref_rows: int | None, reduction: str) -> None:
+    p = problem(60, 12, ref_rows=ref_rows, margin=1.8, reduction=reduction, ignore_index=3)
+    p["embeddings"][p["labels"] == 3] = float("nan")  # not even looked at
+    loss, gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    kept = p["labels"] != 3
+    clean = {**p, "embeddings": p["embeddings"][kept], "labels": p["labels"][kept]}
+    expected, expected_gradients = loss_and_gradients(reference.contrastive_loss, clean)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients[0][kept], expected_gradients[0])
+    assert not gradients[0][~kept].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint32, torch.int64])
+def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    p = problem(40, 9, margin=1.5)
+    expected = mmfast.contrastive_loss(**p)
+    assert torch.equal(mmfast.contrastive_loss(**{**p, "labels": p["labels"].to(dtype)}), expected)
+
+
+def test_all_labels_equal_and_all_different() -> None:
+    p = problem(70, 16, margin=2.0)
+    assert_exact({**p, "labels": torch.zeros(70, dtype=torch.int64)})
+    assert_exact({**p, "labels": torch.arange(70) * 2**57 - 2**62})  # the widest labels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_and_read_only_storage(dtype: torch.dtype) -> None:
+    p = cast(problem(80, 30, margin=1.8), dtype)
+    expected, expected_gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    wide = torch.zeros(160, 61, dtype=dtype)
+    wide[::2, ::2][:, :30] = p["embeddings"]
+    labels = torch.zeros(80, 2, dtype=torch.int64)
+    labels[:, 0] = p["labels"]
+    views = [wide[::2, ::2][:, :30], p["embeddings"].T.contiguous().T, p["embeddings"].flip(0).flip(0)]
+    for view in views:
+        leaf = view.requires_grad_() if view.is_leaf else view
+        loss = mmfast.contrastive_loss(leaf, labels[:, 0], margin=1.8)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert torch.equal(loss, expected)
+        assert torch.equal(gradient, expected_gradients[0])
+    numbers = p["embeddings"].numpy().copy()
+    numbers.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that it cannot mark the tensor read-only; we only read
+        frozen = torch.from_numpy(numbers)
+    assert torch.equal(mmfast.contrastive_loss(frozen, labels[:, 0], margin=1.8), expected)
+    expanded = torch.ones(1, 4, dtype=dtype).expand(6, 4)
+    assert mmfast.contrastive_loss(expanded, torch.arange(6)).item() == 30.0  # 30 pairs at distance 0, each the margin
+
+
+def test_inputs_stay_as_they_are() -> None:
+    p = problem(50, 20, ref_rows=30, margin=1.8)
+    before = {k: v.clone() for k, v in p.items() if isinstance(v, torch.Tensor)}
+    loss_and_gradients(mmfast.contrastive_loss, p)
+    assert all(torch.equal(p[k], v) for k, v in before.items())
+
+
+class TestAdversarial:
+    """Data made to break a screen, a bound or a subtraction."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_ties_at_the_margin(self, dtype: torch.dtype) -> None:
+        """Integer rows: many d² equal the margin exactly, where the hinge and its gradient are 0."""
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randint(-2, 3, (120, 6), generator=generator).double()
+        p = {"embeddings": x, "labels": torch.arange(120) % 5, "ref_emb": None, "ref_labels": None, "margin": 9.0}
+        ties = (torch.cdist(x, x).square().round() == 9).sum()
+        assert ties > 100
+        for reduction in REDUCTIONS:
+            assert_exact({**p, "reduction": reduction}, dtype)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_one_rounding_either_side_of_the_margin(self, dtype: torch.dtype) -> None:
+        """Two rows whose d² lies one unit in the last place above, on and below the margin."""
+        one = torch.tensor(1.0, dtype=dtype)
+        for neighbour in (torch.nextafter(one, one * 2), one, torch.nextafter(one, one * 0)):
+            x = torch.zeros(2, 40, dtype=dtype)
+            x[1, 7] = neighbour
+            p = {"embeddings": x, "labels": torch.arange(2), "ref_emb": None, "ref_labels": None, "margin": 1.0}
+            loss, (gradient,) = loss_and_gradients(mmfast.contrastive_loss, p)
+            assert bool(gradient.any()) == bool(neighbour < 1)
+            assert bool(loss > 0) == bool(neighbour < 1)
+
+    @pytest.mark.parametrize("ref_rows", [None, 45])
+    def test_duplicates(self, ref_rows: int | None) -> None:
+        """Repeated rows, within a class and across classes; the means count only what is not zero."""
+        for reduction in REDUCTIONS:
+            p = problem(90, 14, ref_rows=ref_rows, margin=1.0, reduction=reduction)
+            p["embeddings"][30:60] = p["embeddings"][:30]
+            if ref_rows:
+                p["ref_emb"][:45] = p["embeddings"][:45]
+            assert_exact(p)
+        zeros = {**p, "embeddings": torch.zeros(90, 14), "reduction": "mean_nonzero"}
+        assert_exact(zeros)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("offset", [1e3, 1e6])
+    def test_huge_common_offset(self, offset: float, dtype: torch.dtype) -> None:
+        """The Gram form has lost every digit of these distances."""
+        p = problem(100, 24, margin=1.8)
+        p["embeddings"] = p["embeddings"] * (1 if offset < 1e5 else 64) + offset
+        assert_exact({**p, "margin": 1.8 if offset < 1e5 else 1.8 * 64**2}, dtype)
+
+    @pytest.mark.parametrize("distance", [1e-4, 1e-6])
+    def test_near_duplicates_keep_their_digits(self, distance: float) -> None:
+        p = problem(64, 512, classes=64, margin=1.0)
+        p["embeddings"][1::2] = p["embeddings"][::2]
+        p["embeddings"][1::2, 3] += distance
+        assert_exact(p)
+        assert_exact({**p, "labels": torch.arange(64) // 2})
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e10, 1e17])
+    def test_scales(self, scale: float, dtype: torch.dtype) -> None:
+        p = problem(70, 20)
+        assert_exact({**p, "embeddings": p["embeddings"] * scale, "margin": min(1.8 * scale**2, 1e36)}, dtype)
+        assert_exact({**p, "embeddings": p["embeddings"] * scale, "margin": 1.0}, dtype)
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e150])
+    def test_scales_of_float64(self, scale: float) -> None:
+        p = problem(70, 20)
+        assert_exact({**p, "embeddings": p["embeddings"] * scale, "margin": 1.8 * scale * scale}, torch.float64)
+        assert_exact({**p, "embeddings": p["embeddings"] * scale}, torch.float64)
+
+    def test_what_overflows_is_infinite_as_in_pytorch(self) -> None:
+        p = cast(problem(20, 8), torch.float32)
+        huge = {**p, "embeddings": p["embeddings"] * 1e20}
+        assert mmfast.contrastive_loss(**huge).item() == float("inf")
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_outlier_features_and_rows_of_unlike_norms(self, dtype: torch.dtype) -> None:
+        """One feature a thousand times the others ruins 8-bit quantisation; the result must not notice."""
+        p = problem(100, 40, margin=1.8)
+        p["embeddings"][:, 5] *= 1000
+        assert_exact(p, dtype)
+        p["embeddings"] *= 10.0 ** torch.linspace(-10, 10, 100, dtype=torch.float64)[:, None]
+        for margin in (1e-8, 1.0, 1e8):
+            assert_exact({**p, "margin": margin}, dtype)
+        p["embeddings"][::7] = 0
+        assert_exact(p, dtype)
+
+    def test_denormals(self) -> None:
+        p = problem(50, 16)
+        assert_exact({**p, "embeddings": p["embeddings"] * 1e-41, "margin": 0.5})
+        assert_exact({**p, "embeddings": p["embeddings"] * 5e-324, "margin": 0.5}, torch.float64)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_makes_the_result_nan(value: float, dtype: torch.dtype) -> None:
+    for ref_rows in (None, 30):
+        p = cast(problem(40, 12, ref_rows=ref_rows), dtype)
+        p["embeddings"][17, 3] = value
+        loss, gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+        assert loss.isnan()
+        assert all(bool(g.isnan().all()) for g in gradients)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_shape_labels_scale_and_margin(data: st.DataObject) -> None:
+    draw = data.draw
+    rows, features = draw(st.integers(0, 90)), draw(st.integers(0, 70))
+    ref_rows = draw(st.one_of(st.none(), st.integers(0, 90)))
+    p = problem(
+        rows,
+        features,
+        draw(st.sampled_from([1, 2, 9, 100])),
+        ref_rows,
+        draw(st.integers(0, 2**16)),
+        margin=draw(st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 4))),
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+        ignore_index=draw(st.sampled_from([-100, 0])),
+    )
+    if draw(st.booleans()):  # a coarse grid: duplicates, and ties at the margin
+        p["embeddings"] = (p["embeddings"] * 2).round() / 2
+    p["embeddings"] = p["embeddings"] + draw(st.sampled_from([0.0, 0.0, 5.0, 1000.0]))
+    assert_exact(p, draw(st.sampled_from(DTYPES)))
+
+
+def in_each_tier(arguments: Problem) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+    chosen, results = _C.cpu_tier(), []
+    try:
+        for tier in _C.cpu_tiers_available():
+            _C.select_cpu_tier(tier)
+            assert _C.cpu_tier() == tier
+            results.append(loss_and_gradients(mmfast.contrastive_loss, arguments))
+    finally:
+        _C.select_cpu_tier(chosen)
+    return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ref_rows", [None, 150])
+@pytest.mark.parametrize("features", [3, 64, 129])
+def test_every_tier_returns_the_same_bits(features: int, ref_rows: int | None, dtype: torch.dtype) -> None:
+    p = cast(problem(333, features, ref_rows=ref_rows, margin=1.7), dtype)
+    (loss, gradients), *others = in_each_tier(p)
+    assert "portable" in _C.cpu_tiers_available()
+    for other, other_gradients in others:
+        assert torch.equal(loss, other)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, other_gradients, strict=True))
+
+
+@pytest.mark.parametrize("ref_rows", [None, 40, 900])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_thread_count_changes_no_bit(ref_rows: int | None, reduction: str) -> None:
+    p = cast(problem(700, 48, ref_rows=ref_rows, margin=1.8, reduction=reduction), torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            results.append(loss_and_gradients(mmfast.contrastive_loss, p))
+    finally:
+        torch.set_num_threads(threads)
+    (loss, gradients), *others = results
+    for other, other_gradients in others:
+        assert torch.equal(loss, other)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, other_gradients, strict=True))
+
+
+def test_no_less_accurate_than_the_eager_idiom() -> None:
+    p = cast(problem(400, 128, margin=1.9), torch.float32)
+
+    def eager(embeddings: torch.Tensor, labels: torch.Tensor, margin: float, **_: object) -> torch.Tensor:
+        squares = embeddings.square().sum(1)
+        d2 = squares[:, None] + squares[None, :] - 2 * embeddings @ embeddings.T
+        return torch.where(labels[:, None] == labels[None, :], d2, (margin - d2).relu()).sum()
+
+    exact, (exact_gradient,) = loss_and_gradients(reference.contrastive_loss, cast(p, torch.float64))
+    ours, (our_gradient,) = loss_and_gradients(mmfast.contrastive_loss, p)
+    theirs, (their_gradient,) = loss_and_gradients(eager, p)
+    assert abs(ours - exact) <= abs(theirs - exact) + 1e-7 * exact
+    small = 4 * torch.finfo(torch.float32).eps * exact_gradient.norm()
+    assert (our_gradient - exact_gradient).norm() <= (their_gradient - exact_gradient).norm() + small

@@ -1,0 +1,102 @@
+"""What the loss tests compare with: the definition in float64, and the tolerances, derived once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mmfast
+from mmfast import reference
+
+Problem = dict[str, Any]  # the arguments of contrastive_loss
+
+
+def problem(
+    rows: int, features: int, classes: int = 7, ref_rows: int | None = None, seed: int = 0, **options: Any
+) -> Problem:
+    """Gaussian rows of norm about 1; the cross form where ``ref_rows`` is given."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(count: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(count, features, generator=generator, dtype=torch.float64) * max(features, 1) ** -0.5
+        return x, torch.randint(0, classes, (count,), generator=generator)
+
+    embeddings, labels = side(rows)
+    ref_emb, ref_labels = (None, None) if ref_rows is None else side(ref_rows)
+    return {"embeddings": embeddings, "labels": labels, "ref_emb": ref_emb, "ref_labels": ref_labels, **options}
+
+
+def cast(arguments: Problem, dtype: torch.dtype) -> Problem:
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+
+
+def loss_and_gradients(function: Any, arguments: Problem) -> tuple[Tensor, list[Tensor]]:
+    """Call ``function`` on leaves of its own; return the loss and the gradients of the sides that are given."""
+    leaves = {
+        k: v.detach().clone().requires_grad_()
+        for k, v in arguments.items()
+        if isinstance(v, Tensor) and v.is_floating_point()
+    }
+    loss = function(**{**arguments, **leaves})
+    loss.backward()
+    return loss.detach(), [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+
+
+def assert_exact(arguments: Problem, dtype: torch.dtype = torch.float32) -> None:
+    """Compare ours in ``dtype`` with the definition in float64 on the same, already rounded, values.
+
+    The engine decides and sums in float64 (1e-13 for the sums of 1e5 terms on both sides). What is left is one rounding
+    of the loss, and in the gradient at most one rounding per active pair, each relative to the sum of the magnitudes of
+    the terms, as PyTorch's own is: 4 * sqrt(terms) roundings of it are allowed. The closed form of the positives adds
+    a few roundings in float64, relative to how far the rows of a class lie apart.
+    """
+    rounded = cast(arguments, dtype)
+    loss, gradients = loss_and_gradients(mmfast.contrastive_loss, rounded)
+    expected, expected_gradients = loss_and_gradients(reference.contrastive_loss, cast(rounded, torch.float64))
+    half = dtype in (torch.float16, torch.bfloat16)
+    computed = torch.float32 if half else dtype
+    unit = torch.finfo(computed).eps
+    assert loss.dtype == computed
+    assert loss.shape == ()
+    torch.testing.assert_close(loss.double(), expected, rtol=4 * unit + 1e-13, atol=float(torch.finfo(computed).tiny))
+    assert len(gradients) == len(expected_gradients)
+    for ours, exact, (by_feature, spread) in zip(gradients, expected_gradients, gradient_terms(rounded), strict=True):
+        assert ours.dtype == dtype
+        assert ours.shape == exact.shape
+        error = (ours.double() - exact).abs()
+        count = rounded["labels"].numel() + 1
+        allowed = 4 * count**0.5 * unit * by_feature + 8 * 2**-52 * spread + float(torch.finfo(dtype).tiny)
+        if half:  # the gradient is rounded once more, to the dtype of the input
+            allowed = allowed + torch.finfo(dtype).eps * exact.abs()
+        assert bool((error <= allowed).all()), f"error {error.max():.3g}, allowed {allowed.min():.3g}"
+
+
+def gradient_terms(arguments: Problem) -> list[tuple[Tensor, Tensor]]:
+    """Return for each side the sums over its pairs of |d loss / d d_ij^2| * 2 |x_i - x_j|.
+
+    Rounding is relative to these: by feature (rows, features), and with the largest difference of any two rows in
+    place of the pair's own (rows, 1).
+    """
+    wide = cast(arguments, torch.float64)
+    margin, reduction = wide.get("margin", 1.0), wide.get("reduction", "sum")
+    ignore = wide.get("ignore_index", -100)
+    x, labels, self_form = wide["embeddings"], wide["labels"], wide["ref_emb"] is None
+    y, ref_labels = (x, labels) if self_form else (wide["ref_emb"], wide["ref_labels"])
+    difference = x[:, None, :] - y[None, :, :]
+    d2 = difference.square().sum(dim=2)
+    valid = (labels != ignore)[:, None] & (ref_labels != ignore)[None, :]
+    positive = (labels[:, None] == ref_labels[None, :]) & valid
+    negative = (labels[:, None] != ref_labels[None, :]) & valid & (d2 < margin)
+    weights = positive.double() + negative.double()
+    if reduction == "mean":
+        weights = weights / max(1, int(valid.sum()))
+    elif reduction == "mean_nonzero":
+        weights = positive / (positive & (d2 > 0)).sum().clamp(min=1) + negative / negative.sum().clamp(min=1)
+    weights = weights * (4 if self_form else 2)
+    taking_part = torch.cat([x[labels != ignore], y[ref_labels != ignore]])
+    widest = (taking_part.amax(dim=0) - taking_part.amin(dim=0)).max() if taking_part.numel() else torch.tensor(0.0)
+    magnitude = weights[:, :, None] * difference.abs()
+    terms = [(magnitude.sum(dim=other), weights.sum(dim=other)[:, None] * widest) for other in (1, 0)]
+    return terms[:1] if self_form else terms
