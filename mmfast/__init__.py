@@ -10,8 +10,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mmfast.functional import contrastive_loss
 from mmfast.losses import ContrastiveLoss
 
+if TYPE_CHECKING:
+    from mmfast.search import Index, SearchResult
+
 __version__ = "0.1.0"
-__all__ = ["ContrastiveLoss", "contrastive_loss"]
+__all__ = ["ContrastiveLoss", "Index", "SearchResult", "contrastive_loss"]
+
+
+def __getattr__(name: str) -> object:
+    # The index loads on first use: importing the losses must stay cheap.
+    if name in ("Index", "SearchResult"):
+        import mmfast.search
+
+        return getattr(mmfast.search, name)
+    raise AttributeError(f"module 'mmfast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "Index", "SearchResult"])

@@ -1,0 +1,164 @@
+"""Turn users' arrays and tensors into what the graph stores: checked keys, and rows encoded in the storage dtype.
+
+The graph takes whatever bytes it is given: one NaN row spoils the neighbours of good ones, float keys are cut to
+integers and uint8 vectors are read as packed bits. So everything is checked here, once, and the rows are encoded here
+too, which makes the stored bytes known: equal stored rows can be recognised, and 8-bit rows use their whole range.
+
+Numerics. Under "cos" each row is divided by its largest magnitude before its norm is taken, so that no finite row
+overflows or underflows. int8 keeps that largest magnitude at 127: a cosine does not see the scale, and a unit vector
+of 512 features would otherwise use only some ten of the 255 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+# Keys are answered as int64 and padded with -1, so they are what int64 holds from 0 on; the largest is kept free.
+KEY_LIMIT = 2**63 - 1
+# Half of sqrt(float32 max): for two such rows neither the inner product nor the squared distance can overflow.
+NORM_LIMIT = 9.2e18
+# Rows encoded at a time: some MB of temporaries for common widths instead of a second copy of the whole batch.
+_BLOCK = 4096
+
+_STORED = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i8": torch.int8}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_rows(name: str, rows: object, ndim: int) -> tuple[npt.NDArray[Any] | Tensor, bool]:
+    """Return ``rows`` as a floating-point matrix (N, ndim), and whether it was a single vector (ndim,)."""
+    matrix: npt.NDArray[Any] | Tensor
+    if isinstance(rows, Tensor):
+        if rows.layout != torch.strided:
+            raise TypeError(f"{name} must be dense, got layout {rows.layout}; convert with {name}.to_dense()")
+        if rows.is_meta:
+            raise TypeError(f"{name} must hold data, got a tensor on the meta device")
+        if rows.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be floating point, got {rows.dtype}; convert with {name}.float()")
+        matrix = rows.detach()
+    elif isinstance(rows, np.ndarray) and not isinstance(rows, np.ma.MaskedArray):
+        if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
+            raise TypeError(
+                f"{name} must be float16, float32 or float64, got {rows.dtype}; convert with {name}.astype('float32')"
+            )
+        matrix = np.asarray(rows)
+    else:
+        raise TypeError(
+            f"{name} must be a NumPy array or a torch tensor, got {type(rows).__name__}; "
+            f"convert with numpy.asarray({name}, dtype='float32')"
+        )
+    single = matrix.ndim == 1
+    if matrix.ndim not in (1, 2) or matrix.shape[-1] != ndim:
+        raise ValueError(f"{name} must have shape (N, {ndim}), or ({ndim},) for one, got {tuple(matrix.shape)}")
+    return (matrix[None] if single else matrix), single
+
+
+def check_keys(keys: object) -> npt.NDArray[np.int64]:
+    """Return ``keys`` as a fresh int64 vector of keys in [0, 2**63 - 1); one integer is a vector of one."""
+    array = _integers(keys)
+    if array.ndim > 1:
+        raise ValueError(f"keys must be one integer or one-dimensional, got shape {array.shape}")
+    array = array.reshape(-1)
+    # Unsigned arrays have no negatives, and those beyond the limit must be seen before int64 wraps them round.
+    outside = (array < 0) | (array >= KEY_LIMIT)
+    if outside.any():
+        raise ValueError(
+            f"keys must be at least 0 and below 2**63 - 1, got {examples(array[outside])} "
+            f"at position {int(np.flatnonzero(outside)[0])}"
+        )
+    return array.astype(np.int64)
+
+
+def _integers(keys: object) -> npt.NDArray[Any]:
+    if isinstance(keys, Tensor):
+        if keys.dtype == torch.bool or keys.is_floating_point() or keys.is_complex() or keys.is_meta:
+            raise TypeError(f"keys must be integers, got a tensor of {keys.dtype} on {keys.device}")
+        array = keys.detach().cpu().numpy()
+    elif isinstance(keys, np.ndarray) and not isinstance(keys, np.ma.MaskedArray):
+        array = np.asarray(keys)
+    elif isinstance(keys, Integral) and not isinstance(keys, bool):
+        if not 0 <= int(keys) < KEY_LIMIT:
+            raise ValueError(f"keys must be at least 0 and below 2**63 - 1, got {keys}")
+        array = np.array(int(keys), dtype=np.int64)
+    elif isinstance(keys, (list, tuple, range)):
+        return _from_sequence(keys)
+    else:
+        raise TypeError(
+            f"keys must be an int, or a sequence, NumPy array or torch tensor of integers, got {type(keys).__name__}"
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"keys must be integers, got an array of {array.dtype}; convert with keys.astype('int64')")
+    return array
+
+
+def _from_sequence(keys: list[object] | tuple[object, ...] | range) -> npt.NDArray[np.int64]:
+    for position, key in enumerate(keys):
+        if isinstance(key, bool) or not isinstance(key, Integral):
+            raise TypeError(f"keys must be integers, got {key!r} ({type(key).__name__}) at position {position}")
+        if not 0 <= int(key) < KEY_LIMIT:
+            raise ValueError(f"keys must be at least 0 and below 2**63 - 1, got {key} at position {position}")
+    return np.array([int(key) for key in keys], dtype=np.int64)  # type: ignore[call-overload]
+
+
+def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str) -> npt.NDArray[Any]:
+    """Return a copy of the matrix ``rows`` as the graph stores it, refusing rows that it cannot hold.
+
+    bfloat16, which NumPy lacks, comes as the int16 of the same bits.
+    """
+    stored = torch.empty(tuple(rows.shape), dtype=_STORED[dtype])
+    for start, block in _blocks(rows):
+        peaks = block.abs().amax(dim=1)  # NaN and infinity win
+        _refuse(name, start, "be finite", ~torch.isfinite(peaks), "hold NaN or infinity")
+        if metric == "cos":
+            _refuse(name, start, "not be zero", peaks == 0, "are zero vectors, which have no cosine")
+            encoded = _direction(block, peaks, dtype)
+        else:
+            norms = torch.linalg.vector_norm(block.double(), dim=1)
+            _refuse(
+                name, start, "be smaller", norms > NORM_LIMIT, f"have a norm above {NORM_LIMIT}: distances overflow"
+            )
+            encoded = block.to(_STORED[dtype])
+            _refuse(
+                name, start, "be smaller", ~torch.isfinite(encoded).all(dim=1), f"overflow the storage dtype {dtype}"
+            )
+        stored[start : start + len(block)] = encoded + 0  # -0.0 becomes 0.0: equal rows have equal bytes
+    return (stored.view(torch.int16) if dtype == "bf16" else stored).numpy()
+
+
+def _blocks(rows: npt.NDArray[Any] | Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, block of rows in float32, or float64 where that is what was given)."""
+    for start in range(0, len(rows), _BLOCK):
+        part = rows[start : start + _BLOCK]
+        if not isinstance(part, Tensor):
+            # A copy in native byte order: torch takes neither negative strides nor read-only memory.
+            part = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("="), order="C"))
+        part = part.cpu()
+        yield start, part if part.dtype == torch.float64 else part.float()
+
+
+def _direction(block: Tensor, peaks: Tensor, dtype: str) -> Tensor:
+    """Scale each row to unit length, or for int8 to a largest magnitude of 127."""
+    block = block / peaks[:, None]
+    if dtype == "i8":
+        return (block * 127).round().to(torch.int8)
+    unit: Tensor = block / torch.linalg.vector_norm(block, dim=1, keepdim=True)
+    return unit.to(_STORED[dtype])
+
+
+def _refuse(name: str, start: int, needed: str, bad: Tensor, what: str) -> None:
+    """Raise for the rows marked in ``bad``, a block of booleans that begins at row ``start``."""
+    if bad.any():
+        at = (bad.nonzero()[:, 0] + start).numpy()
+        raise ValueError(f"{name} must {needed}: rows {examples(at)} {what}; drop or mend these rows")
+
+
+def examples(values: npt.NDArray[Any]) -> str:
+    """Return the first few of ``values`` in words."""
+    shown = ", ".join(str(value) for value in values[:5].tolist())
+    return f"{shown} and {len(values) - 5} more" if len(values) > 5 else shown

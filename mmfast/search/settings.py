@@ -1,0 +1,58 @@
+"""What an index is made with, checked: by the user, and again when a file brings it."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+METRICS = ("cos", "ip", "l2sq")
+DTYPES = ("bf16", "f32", "f16", "i8")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of :class:`mmfast.Index`, under their names."""
+
+    ndim: int
+    metric: str
+    dtype: str
+    connectivity: int
+    expansion_add: int
+    expansion_search: int
+
+    def __post_init__(self) -> None:
+        """Raise for what no index can be made with; a NumPy integer becomes an int."""
+        check_choice("metric", self.metric, METRICS)
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.dtype == "i8" and self.metric != "cos":
+            raise ValueError(
+                f'dtype "i8" keeps only the direction of a vector, so it needs metric "cos", got {self.metric!r}; '
+                'store "bf16" instead'
+            )
+        bounds = {
+            "ndim": (1, 65_536),
+            "connectivity": (2, 1_024),  # by one link a row a graph falls apart
+            "expansion_add": (1, 65_536),
+            "expansion_search": (1, 65_536),
+        }
+        for name, (low, high) in bounds.items():
+            object.__setattr__(self, name, check_int(name, getattr(self, name), low, high))
+
+
+def check_int(name: str, value: object, low: int, high: int) -> int:
+    """Return ``value`` as an int from ``low`` to ``high``."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be from {low:,} to {high:,}, got {number:,}")
+    return number
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Check that ``value`` is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

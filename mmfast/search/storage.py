@@ -1,0 +1,100 @@
+"""The index's file: written whole or not at all, and believed only after its checksum agrees.
+
+USearch's own format has no checksum, and a few flipped bytes in its graph end the process at the next search; writing
+it in place destroys the previous file where the disk fills. So its bytes travel inside this envelope (little-endian):
+
+    magic      8 bytes   b"mmfastix"
+    version    u32
+    meta size  u32
+    file size  u64       the whole file: tells a truncated one from a damaged one
+    meta       JSON      the settings of the index and the sizes of the sections
+    sections   bytes     one after the other
+    checksum   32 bytes  blake2b of everything before it
+
+The checksum guards against accidents, not against an attacker, who can compute it: load only files you trust.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"mmfastix"
+VERSION = 1
+_PREFIX = struct.Struct("<8sIIQ")
+_CHECKSUM_BYTES = 32
+
+Bytes = bytes | bytearray | memoryview
+
+
+def pack(meta: dict[str, Any], sections: Sequence[Bytes]) -> list[Bytes]:
+    """Return the parts of a file, in order."""
+    text = json.dumps({**meta, "sections": [len(section) for section in sections]}).encode()
+    size = _PREFIX.size + len(text) + sum(map(len, sections)) + _CHECKSUM_BYTES
+    parts: list[Bytes] = [_PREFIX.pack(MAGIC, VERSION, len(text), size), text, *sections]
+    checksum = blake2b(digest_size=_CHECKSUM_BYTES)
+    for part in parts:
+        checksum.update(part)
+    return [*parts, checksum.digest()]
+
+
+def unpack(content: Bytes, source: str) -> tuple[dict[str, Any], list[memoryview]]:
+    """Return the meta data and the sections of a file's ``content``; ``source`` names it in errors."""
+    view = memoryview(content)
+    if len(view) == 0:
+        raise ValueError(f"{source} is empty, not an mmfast index")
+    if bytes(view[: len(MAGIC)]) != MAGIC[: len(view)]:
+        raise ValueError(f"{source} is not an mmfast index: it does not begin with {MAGIC!r}")
+    if len(view) < _PREFIX.size:
+        raise ValueError(f"{source} is truncated: it ends within its header, after {len(view)} bytes")
+    _, version, meta_size, size = _PREFIX.unpack_from(view)
+    if version != VERSION:
+        raise ValueError(f"{source} has format version {version}, but this mmfast reads version {VERSION}")
+    if len(view) != size:
+        what = "truncated" if len(view) < size else "damaged"
+        raise ValueError(f"{source} is {what}: it has {len(view):,} bytes where its header says {size:,}")
+    body = view[:-_CHECKSUM_BYTES]
+    if blake2b(body, digest_size=_CHECKSUM_BYTES).digest() != view[-_CHECKSUM_BYTES:]:
+        raise ValueError(f"{source} is damaged: its checksum does not match; restore it from a copy or rebuild it")
+    meta = json.loads(bytes(body[_PREFIX.size : _PREFIX.size + meta_size]))
+    sections = []
+    start = _PREFIX.size + meta_size
+    for length in meta.pop("sections"):
+        sections.append(body[start : start + length])
+        start += length
+    return meta, sections
+
+
+def write_atomically(path: str | os.PathLike[str], parts: Sequence[Bytes]) -> None:
+    """Write ``parts`` to ``path`` so that a crash, at any moment, leaves either the old file or the new one whole."""
+    target = Path(os.path.realpath(path))  # through a symbolic link to the file that it names
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot save the index to {target}: it is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot save the index to {target}: the folder {target.parent} does not exist")
+    # In the same folder, since a rename is atomic only within one file system. O_EXCL: never over another's file.
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):  # the error that brought us here is the one to tell
+            temporary.unlink()
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
