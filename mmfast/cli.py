@@ -1,0 +1,71 @@
+"""The command line: ``mmfast info | demo | train | search | bench``.
+
+Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. Only the chosen one is imported, so
+that ``mmfast info`` works where no extra is installed, and a missing extra is named instead of traced back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mmfast
+
+
+class Command(NamedTuple):
+    module: str
+    summary: str
+    extra: str | None  # the optional dependencies that it imports
+
+
+COMMANDS = {
+    "info": Command("mmfast.info", "show versions, CPU tiers, threads, GPUs and which extras are importable", None),
+    "demo": Command("mmfast.demo.demo_command", "train a joint image–text space on emoji, search it, report", "demo"),
+    "train": Command("mmfast.demo.train_command", "train a joint space on your own images and captions", "demo"),
+    "search": Command("mmfast.demo.search_command", "search what demo or train made, by words or by picture", "demo"),
+    "bench": Command("mmfast.bench_command", "draw plots and a table of the results of `make bench`", "bench"),
+}
+
+
+class UserError(Exception):
+    """What the user can mend: printed without a traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="mmfast", description=mmfast.__doc__.partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"mmfast {mmfast.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.summary, description=command.summary)
+        if name in words[:1]:
+            try:
+                module = importlib.import_module(command.module)
+            except ModuleNotFoundError as error:
+                if command.extra is None or (error.name or "").startswith("mmfast"):
+                    raise
+                print(_missing(name, error.name, command.extra), file=sys.stderr)
+                return 2
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    args = parser.parse_args(words)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"mmfast {words[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _missing(command: str, module: str | None, extra: str) -> str:
+    return f"mmfast {command} needs {module}, which is not installed: pip install 'mmfast[{extra}]'"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The command line itself: choosing a command, its help, its errors. The commands have tests of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mmfast
+from mmfast import _C, cli
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.replace("CPU tier", "tier").splitlines())
+    assert lines["mmfast"] == mmfast.__version__
+    assert lines["torch"] == torch.__version__
+    assert lines["tier"].startswith(_C.cpu_tier())
+    assert all(tier in lines["tier"] for tier in _C.cpu_tiers_available())
+    assert lines["threads"].startswith(f"{torch.get_num_threads()} of ")
+    assert {"GPUs", "triton", "usearch", "[demo]", "[bench]", "[dev]"} <= set(lines)
+    assert lines["[demo]"] == "ready" or lines["[demo]"].startswith("missing ")
+
+
+def test_a_forced_tier_is_shown_and_an_unknown_one_refused() -> None:
+    def info(tier: str) -> str:
+        command, environment = [sys.executable, "-m", "mmfast.cli", "info"], {**os.environ, "MMFAST_CPU_TIER": tier}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert "portable (MMFAST_CPU_TIER), available:" in info("portable")
+    assert re.search(r"MMFAST_CPU_TIER must be one of .*portable.*, got 'mmx'", info("mmx"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: mmfast")
+
+
+@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["info", "--no-such-option"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: mmfast" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] in ("rich", "PIL") or "demo" in name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert cli.main(["demo"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("mmfast demo needs ")
+    assert "pip install 'mmfast[demo]'" in message
