@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 
@@ -12,6 +13,9 @@
 namespace py = pybind11;
 
 namespace {
+
+constexpr py::ssize_t kMaxFeatures = py::ssize_t(1) << 30;  // their number can be rounded up in 32 bits
+constexpr int kMaxThreads = 1024;                            // OpenMP ends the process where it cannot start as many
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;  // no forcecast: the wrapper converts, nothing is copied here
@@ -30,9 +34,8 @@ void check_side(const Array<T>& rows, const Array<int64_t>& labels, const std::o
     throw py::value_error("rows must be (rows, features) and labels (rows,)");
   if (gradient && (gradient->ndim() != 2 || gradient->shape(0) != rows.shape(0) || gradient->shape(1) != features))
     throw py::value_error("a gradient must have the shape of its rows");
-  const auto largest = std::numeric_limits<int32_t>::max();
-  if (rows.shape(0) > largest || features > largest)
-    throw py::value_error("at most 2^31 - 1 rows and features are supported");
+  if (rows.shape(0) > std::numeric_limits<int32_t>::max() || features > kMaxFeatures)
+    throw py::value_error("at most 2^31 - 1 rows and 2^30 features are supported");
 }
 
 template <class T>
@@ -60,7 +63,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
   problem.margin = margin;
   problem.ignore_index = ignore_index;
   problem.reduction = parse_reduction(reduction);
-  problem.threads = threads < 1 ? 1 : threads;
+  problem.threads = std::clamp(threads, 1, kMaxThreads);
   py::gil_scoped_release released;
   return mmfast::pair_hinge(problem);
 }

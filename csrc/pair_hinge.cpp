@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #ifdef _OPENMP
@@ -37,7 +38,22 @@ template <class T>
 struct Scratch {
   std::vector<uint64_t> masks = std::vector<uint64_t>(kLargestBlock * kLargestBlock / kPanel);
   std::vector<const T*> others = std::vector<const T*>(kLargestBlock);
-  std::vector<T*> other_sums = std::vector<T*>(kLargestBlock);
+  std::vector<double*> other_sums = std::vector<double*>(kLargestBlock);
+};
+
+// A row of D zeros for each row of a side, in class order; empty if nobody wants its gradient.
+class Sums {
+ public:
+  Sums(bool wanted, int64_t rows, int features, int threads)
+      : data_(wanted ? new double[size_t(rows) * features] : nullptr) {
+    if (!wanted) return;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; ++i) std::fill_n(data_.get() + i * features, features, 0.0);
+  }
+  double* data() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<double[]> data_;
 };
 
 // Anchors (side x of a tile) against others (side y). In the self form both are the same rows.
@@ -49,13 +65,16 @@ struct Negatives {
   const Quantised& xq;
   const Quantised& yq;
   std::vector<int64_t> same_begin, same_end;  // per anchor: its own class among the others
-  T* x_sums;
-  T* y_sums;
+  double* x_sums;  // (x.size(), D) in class order; null: no gradient wanted
+  double* y_sums;
   double margin;
   bool self;
 
   double tile(int64_t x_begin, int64_t x_end, int64_t y_begin, int64_t y_end, Scratch<T>& scratch,
               int64_t* active) const {
+    // All of one class: no negatives.
+    if (same_begin[x_begin] == same_begin[x_end - 1] && same_begin[x_begin] <= y_begin && y_end <= same_end[x_begin])
+      return 0;
     const int count = int(x_end - x_begin), panels = int((y_end - y_begin + kPanel - 1) / kPanel);
     uint64_t any = 0;
     for (int p = 0; p < panels; ++p) {
@@ -84,13 +103,13 @@ struct Negatives {
         for (uint64_t mask = scratch.masks[size_t(p) * kLargestBlock + r]; mask; mask &= mask - 1) {
           const int64_t j = y_begin + int64_t(p) * kPanel + __builtin_ctzll(mask);
           scratch.others[found] = y.row(j);
-          if (y_sums) scratch.other_sums[found] = y_sums + int64_t(y.order[j]) * y.features;
+          if (y_sums) scratch.other_sums[found] = y_sums + j * y.features;
           ++found;
         }
       if (!found) continue;
       const Candidates<T> candidates = {x.row(i),
                                         scratch.others.data(),
-                                        x_sums ? x_sums + int64_t(x.order[i]) * x.features : nullptr,
+                                        x_sums ? x_sums + i * x.features : nullptr,
                                         y_sums ? scratch.other_sums.data() : nullptr,
                                         found,
                                         x.features,
@@ -149,17 +168,17 @@ NegativeResult run(const Negatives<T>& negatives, const Tournament& tournament, 
 
 template <class T>
 Negatives<T> prepare(const Tier& tier, const Rows<T>& x, const Rows<T>& y, const Quantised& xq, const Quantised& yq,
-                     T* x_sums, T* y_sums, double margin, bool self) {
+                     double* x_sums, double* y_sums, double margin, bool self) {
   return {tier, x, y, xq, yq, std::vector<int64_t>(x.size()), std::vector<int64_t>(x.size()), x_sums, y_sums, margin,
           self};
 }
 
 template <class T>
 NegativeResult self_negatives(const Rows<T>& x, const std::vector<ClassRange>& classes, const Frame& frame,
-                              double margin, T* gradient, int threads) {
+                              double margin, double* sums, int threads) {
   const Tier& tier = current_tier();
   const Quantised q = quantise_rows(x, frame, margin, tier, true, true, threads);
-  Negatives<T> negatives = prepare(tier, x, x, q, q, gradient, gradient, margin, true);
+  Negatives<T> negatives = prepare(tier, x, x, q, q, sums, sums, margin, true);
   for (const ClassRange& c : classes)
     for (int64_t i = c.x_begin; i < c.x_end; ++i) {
       negatives.same_begin[i] = c.x_begin;
@@ -175,14 +194,14 @@ NegativeResult self_negatives(const Rows<T>& x, const std::vector<ClassRange>& c
 // The shorter side takes the anchors' role: its blocks can be small, so that a few rows still feed several threads.
 template <class T>
 NegativeResult cross_negatives(const Rows<T>& x, const Rows<T>& y, const std::vector<ClassRange>& classes,
-                               const Frame& frame, double margin, T* x_gradient, T* y_gradient, int threads) {
+                               const Frame& frame, double margin, double* x_sums, double* y_sums, int threads) {
   const bool swap = x.size() > y.size();
   const Rows<T>&anchors = swap ? y : x, &others = swap ? x : y;
   const Tier& tier = current_tier();
   const Quantised aq = quantise_rows(anchors, frame, margin, tier, true, false, threads);
   const Quantised oq = quantise_rows(others, frame, margin, tier, false, true, threads);
-  Negatives<T> negatives = prepare(tier, anchors, others, aq, oq, swap ? y_gradient : x_gradient,
-                                   swap ? x_gradient : y_gradient, margin, false);
+  Negatives<T> negatives = prepare(tier, anchors, others, aq, oq, swap ? y_sums : x_sums,
+                                   swap ? x_sums : y_sums, margin, false);
   for (const ClassRange& c : classes)
     for (int64_t i = swap ? c.y_begin : c.x_begin; i < (swap ? c.y_end : c.x_end); ++i) {
       negatives.same_begin[i] = swap ? c.x_begin : c.y_begin;
@@ -193,15 +212,13 @@ NegativeResult cross_negatives(const Rows<T>& x, const Rows<T>& y, const std::ve
   return run(negatives, tournament, a_block, o_block, threads);
 }
 
+// Writes `value` to the rows that take part and zeros to the others.
 template <class T>
-void fill_gradients(const PairHinge<T>& p, T value, const std::vector<int32_t>* x_order,
-                    const std::vector<int32_t>* y_order) {
-  const auto fill = [&](T* gradient, const std::vector<int32_t>* order) {
-    if (!gradient || !order) return;
-    for (int32_t i : *order) std::fill_n(gradient + int64_t(i) * p.features, p.features, value);
-  };
-  fill(p.x_gradient, x_order);
-  fill(p.y_gradient, y_order);
+void fill_gradient(T* gradient, int64_t rows, const Rows<T>& side, T value) {
+  if (!gradient) return;
+  std::fill_n(gradient, rows * side.features, T(0));
+  if (value == T(0)) return;
+  for (int32_t i : side.order) std::fill_n(gradient + int64_t(i) * side.features, side.features, value);
 }
 
 }  // namespace
@@ -212,25 +229,20 @@ double pair_hinge(const PairHinge<T>& p) {
   const Rows<T> x = {p.x, class_order(p.x_labels, p.x_rows, p.ignore_index), p.features};
   const Rows<T> y = {p.y, cross ? class_order(p.y_labels, p.y_rows, p.ignore_index) : std::vector<int32_t>(),
                      p.features};
-  if (p.x_gradient) std::fill_n(p.x_gradient, p.x_rows * p.features, T(0));
-  if (p.y_gradient) std::fill_n(p.y_gradient, p.y_rows * p.features, T(0));
-
   const Frame frame = common_frame(x, cross ? &y : nullptr, p.threads);
-  if (!frame.finite) {
-    const T nan = std::numeric_limits<T>::quiet_NaN();
-    fill_gradients(p, nan, &x.order, &y.order);
-    return nan;
-  }
-  const std::vector<ClassRange> classes =
-      match_classes(p.x_labels, x.order, cross ? p.y_labels : nullptr, y.order);
+  const T filling = frame.finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
+  if (!frame.finite || x.size() < p.x_rows) fill_gradient(p.x_gradient, p.x_rows, x, filling);
+  if (!frame.finite || y.size() < p.y_rows) fill_gradient(p.y_gradient, p.y_rows, y, filling);
+  if (!frame.finite) return filling;
+  const std::vector<ClassRange> classes = match_classes(p.x_labels, x.order, cross, p.y_labels, y.order);
 
+  const bool any_negatives = p.margin > 0 && x.size() > 0 && (!cross || y.size() > 0);
+  const Sums x_sums(p.x_gradient && any_negatives, x.size(), p.features, p.threads);
+  const Sums y_sums(p.y_gradient && any_negatives, y.size(), p.features, p.threads);
   NegativeResult negatives;
-  if (p.margin > 0 && x.size() > 0) {
-    if (!cross)
-      negatives = self_negatives(x, classes, frame, p.margin, p.x_gradient, p.threads);
-    else if (y.size() > 0)
-      negatives = cross_negatives(x, y, classes, frame, p.margin, p.x_gradient, p.y_gradient, p.threads);
-  }
+  if (any_negatives)
+    negatives = cross ? cross_negatives(x, y, classes, frame, p.margin, x_sums.data(), y_sums.data(), p.threads)
+                      : self_negatives(x, classes, frame, p.margin, x_sums.data(), p.threads);
 
   double positive_weight = 1, negative_weight = 1;
   if (p.reduction == Reduction::kMean) {
@@ -242,9 +254,9 @@ double pair_hinge(const PairHinge<T>& p) {
     negative_weight = 1 / std::max(1.0, double(negatives.active));
   }
   // d/dx_i of the ordered pairs (i, j) and (j, i) of the self form is -4 (x_i - x_j), of the cross form -2.
-  const double positives =
-      positive_sum_and_gradient(x, cross ? &y : nullptr, classes, positive_weight,
-                                (cross ? 2 : 4) * negative_weight, p.x_gradient, p.y_gradient, p.threads);
+  const double positives = positive_sum_and_gradient(
+      x, cross ? &y : nullptr, classes, positive_weight, (cross ? 2 : 4) * negative_weight,
+      Gradient<T>{p.x_gradient, x_sums.data()}, Gradient<T>{p.y_gradient, y_sums.data()}, p.threads);
   return positive_weight * positives + negative_weight * negatives.sum;
 }
 

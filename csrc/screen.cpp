@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -13,37 +14,50 @@
 namespace mmfast {
 namespace {
 
-constexpr int64_t kCentreSample = 512;  // rows averaged for the centre: any centre is right, this one is cheap
-constexpr double kLargest = 0x1p500;    // rows beyond this would overflow when squared; they are not screened
+constexpr int64_t kSample = 512;     // rows of a side that the frame is made from
+constexpr double kOutlier = 8;       // times the median deviation: rows beyond take no part in the centre
+constexpr int kCentreRounds = 4;     // an outlier hides smaller ones from the first round
 
+// Tells by the exponent's bits, since the compiler makes vectors of integer logic.
 template <class T>
-void add_sample(const Rows<T>& x, std::vector<double>& sum, int64_t& count) {
-  const int64_t step = std::max<int64_t>(1, x.size() / kCentreSample);
-  for (int64_t i = 0; i < x.size(); i += step, ++count) {
-    const T* row = x.row(i);
-    for (int k = 0; k < x.features; ++k) sum[k] += double(row[k]) * 0x1p-12;  // 2^-12: the sum cannot overflow
-  }
-}
-
-// The largest |x - centre|, leaving out what is too large to screen; NaN if any value is not finite.
-template <class T>
-double largest_magnitude(const Rows<T>& x, const std::vector<double>& centre, int threads) {
-  double largest = 0;
+bool all_finite(const Rows<T>& x, int threads) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  const Bits exponent = sizeof(T) == 4 ? Bits(0x7f800000) : Bits(0x7ff0000000000000);
   bool finite = true;
-#pragma omp parallel for num_threads(threads) reduction(max : largest) reduction(&& : finite)
+#pragma omp parallel for num_threads(threads) reduction(&& : finite)
   for (int64_t i = 0; i < x.size(); ++i) {
     const T* row = x.row(i);
-    double row_largest = 0;
-    T zero = 0;
+    Bits unusual = 0;
     for (int k = 0; k < x.features; ++k) {
-      zero += row[k] * T(0);  // 0 for finite values, NaN otherwise
-      const double magnitude = std::abs(double(row[k]) - centre[k]);
-      row_largest = magnitude > row_largest ? magnitude : row_largest;
+      Bits bits;
+      std::memcpy(&bits, row + k, sizeof bits);
+      unusual |= Bits((bits & exponent) == exponent);
     }
-    finite = finite && zero == T(0);
-    if (row_largest < kLargest && row_largest > largest) largest = row_largest;
+    finite = finite && !unusual;
   }
-  return finite ? largest : std::numeric_limits<double>::quiet_NaN();
+  return finite;
+}
+
+template <class T>
+void add_sample(const Rows<T>& x, std::vector<const T*>& sample) {
+  const int64_t step = std::max<int64_t>(1, x.size() / kSample);
+  for (int64_t i = 0; i < x.size(); i += step) sample.push_back(x.row(i));
+}
+
+template <class T>
+void average(const std::vector<const T*>& rows, std::vector<double>& centre) {
+  std::fill(centre.begin(), centre.end(), 0.0);
+  const double share = 0x1p-12;  // the sum cannot overflow
+  for (const T* row : rows)
+    for (size_t k = 0; k < centre.size(); ++k) centre[k] += double(row[k]) * share;
+  for (double& c : centre) c = c / double(rows.size()) / share;
+}
+
+template <class T>
+double largest_deviation(const T* row, const std::vector<double>& centre) {
+  double largest = 0;
+  for (size_t k = 0; k < centre.size(); ++k) largest = std::max(largest, std::abs(double(row[k]) - centre[k]));
+  return largest;
 }
 
 }  // namespace
@@ -52,19 +66,29 @@ template <class T>
 Frame common_frame(const Rows<T>& x, const Rows<T>* y, int threads) {
   Frame frame;
   frame.centre.assign(x.features, 0.0);
-  int64_t count = 0;
-  add_sample(x, frame.centre, count);
-  if (y) add_sample(*y, frame.centre, count);
-  for (double& c : frame.centre) c = c / double(std::max<int64_t>(count, 1)) * 0x1p12;
+  frame.finite = all_finite(x, threads) && (!y || all_finite(*y, threads));
+  std::vector<const T*> sample;
+  add_sample(x, sample);
+  if (y) add_sample(*y, sample);
+  if (!frame.finite || sample.empty()) return frame;
 
-  // A centre that is not finite says that a sampled value is not.
-  double largest = largest_magnitude(x, frame.centre, threads);
-  if (y) {
-    const double other = largest_magnitude(*y, frame.centre, threads);
-    largest = std::isnan(other) || other > largest ? other : largest;
+  // The mean of the sample, then without the rows far from it, so that a few outliers do not cost the others the screen.
+  std::vector<double> deviations;
+  double median = 0;
+  for (int round = 0; round < kCentreRounds; ++round) {
+    average(sample, frame.centre);
+    deviations.clear();
+    for (const T* row : sample) deviations.push_back(largest_deviation(row, frame.centre));
+    std::vector<double> ordered = deviations;
+    std::nth_element(ordered.begin(), ordered.begin() + ordered.size() / 2, ordered.end());
+    median = ordered[ordered.size() / 2];
+    size_t kept = 0;
+    for (size_t i = 0; i < sample.size(); ++i)
+      if (deviations[i] <= kOutlier * median) sample[kept++] = sample[i];
+    if (kept == sample.size() || kept == 0) break;
+    sample.resize(kept);
   }
-  frame.finite = !std::isnan(largest);
-  if (frame.finite && largest > 0) frame.unit = std::ldexp(1.0, -std::ilogb(largest));
+  if (median > 0) frame.unit = std::ldexp(1.0, std::clamp(-std::ilogb(median), -1000, 1000));
   return frame;
 }
 
@@ -72,7 +96,8 @@ template <class T>
 Quantised quantise_rows(const Rows<T>& x, const Frame& frame, double margin, const Tier& tier, bool as_anchors,
                         bool as_others, int threads) {
   Quantised out;
-  const int features = x.features, depth = (features + 7) / 8 * 8;
+  const bool screened = x.features <= kMaxScreenedFeatures && margin >= kLeastScreenedMargin;
+  const int features = screened ? x.features : 0, depth = (features + 7) / 8 * 8;
   const int64_t panels = (x.size() + kPanel - 1) / kPanel;
   out.depth = depth;
   if (as_anchors) {
@@ -85,12 +110,12 @@ Quantised quantise_rows(const Rows<T>& x, const Frame& frame, double margin, con
     out.weighted.assign(panels * kPanel, 0.0f);
   }
   const double scaled_margin = margin * frame.unit * frame.unit, root = std::sqrt(scaled_margin);
-  std::vector<int8_t> scratch(size_t(threads) * depth * kPanel);
+  std::vector<int8_t> scratch(as_anchors ? 0 : size_t(threads) * depth * kPanel);
 
 #pragma omp parallel num_threads(threads)
   {
 #ifdef _OPENMP
-    int8_t* const mine = scratch.data() + size_t(omp_get_thread_num()) * depth * kPanel;
+    int8_t* const mine = as_anchors ? nullptr : scratch.data() + size_t(omp_get_thread_num()) * depth * kPanel;
 #else
     int8_t* const mine = scratch.data();
 #endif
@@ -99,7 +124,7 @@ Quantised quantise_rows(const Rows<T>& x, const Frame& frame, double margin, con
       const int64_t begin = panel * kPanel, end = std::min<int64_t>(begin + kPanel, x.size());
       for (int64_t i = begin; i < end; ++i) {
         int8_t* const q = as_anchors ? out.rows.data() + i * depth : mine + (i - begin) * depth;
-        std::memset(q + features, 0, depth - features);
+        std::fill(q + features, q + depth, int8_t(0));
         const T* row = x.row(i);
         QuantisedRow r;
         if constexpr (sizeof(T) == 4)
@@ -111,9 +136,9 @@ Quantised quantise_rows(const Rows<T>& x, const Frame& frame, double margin, con
         const double t = scaled_margin / 2 + 2 * root * e + 2 * e * e;
         double a = n - t - 16 * 0x1p-24 * (n + t) - 1e-30;
         // Written so that NaN fails it too: such a row is looked at in every pair.
-        const bool screenable = std::abs(a) < 1e30 && r.scale < 0x1p40 && features <= kMaxScreenedFeatures;
+        const bool screenable = screened && std::abs(a) < 1e30 && r.scale < 0x1p40;
         if (!screenable) {
-          std::memset(q, 0, depth);
+          std::fill(q, q + depth, int8_t(0));
           r.sum = 0;
           r.scale = 1;
           a = -std::numeric_limits<double>::infinity();

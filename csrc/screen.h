@@ -15,8 +15,11 @@
 // most two operations more and the right side two: conversion of the integer and the product. Multiplied by s_j
 // the error is at most 4u (|a_i| + |a_j|) + 4u |v_i s_j q_i . q_j|, and by Cauchy-Schwarz and the inequality of
 // means |2 s_i s_j q_i . q_j| <= n_i + n_j, while |a_i| <= n_i + t_i. Hence 16u (n_i + t_i), taken off each a_i, covers
-// it twice; 1e-30 more covers underflow, as s_j >= 2^-40. Whatever overflows or is NaN makes (2) false: the pair is
-// then looked at. The screen can therefore only ever keep too much.
+// it with 6u to spare; 1e-30 more covers underflow, as s_j < 2^40. What is left of the slack puts d at sqrt(m) (1 + 5u)
+// or more, so that float64 arithmetic on the inputs, off by D 2^-53, calls the pair inactive as well; where squares
+// underflow it would not, so margins below kLeastScreenedMargin are not screened. Where a side of (2) overflows to
+// infinity, 16u n alone exceeds whatever the other side can hold. NaN makes (2) false: the pair is then looked at.
+// The screen can therefore only ever keep too much.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +31,7 @@ namespace mmfast {
 
 // Integer sums stay below 2^31 up to this many features; beyond it every pair is looked at.
 constexpr int kMaxScreenedFeatures = 65536;
+constexpr double kLeastScreenedMargin = 1e-290;
 
 // One side of the comparison, rows in the order given by `order`.
 template <class T>
@@ -41,7 +45,7 @@ struct Rows {
 
 // The 8-bit image of one side: row-major for the anchors, packed in panels of 64 for the others.
 struct Quantised {
-  int depth = 0;                  // features, rounded up to a multiple of 8
+  int depth = 0;                  // features, rounded up to a multiple of 8; 0: every pair is looked at
   std::vector<int8_t> rows;       // (size, depth)
   std::vector<RowBound> bounds;   // (size,)
   std::vector<uint8_t> panels;    // (ceil(size / 64), depth / 4, 64, 4)
@@ -49,10 +53,10 @@ struct Quantised {
   std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
 };
 
-// The common translation and scaling of both sides.
+// The common translation and scaling of both sides. Any frame is right; one that fits most rows screens best.
 struct Frame {
   std::vector<double> centre;  // (D,)
-  double unit = 1;             // a power of two; rows are below 2 after scaling, except the unscreenable
+  double unit = 1;             // a power of two that brings typical rows to about 1
   bool finite = true;          // every value of every row is finite
 };
 

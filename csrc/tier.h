@@ -27,13 +27,14 @@ struct QuantisedRow {
   int32_t sum;          // sum of q
 };
 
-// One anchor row and the candidates that the screen left for it.
+// One anchor row and the candidates that the screen left for it. Sums are double: a million differences of one sign
+// would cost a float32 sum half its digits.
 template <class T>
 struct Candidates {
   const T* anchor;           // (D,)
   const T* const* others;    // (count,) rows of D
-  T* anchor_sum;             // (D,) += sum of (anchor - other) over the active candidates; may be null
-  T* const* other_sums;      // (count,) rows of D, -= the same differences; may be null
+  double* anchor_sum;        // (D,) += sum of (anchor - other) over the active candidates; may be null
+  double* const* other_sums; // (count,) rows of D, -= the same differences; may be null
   int count;
   int features;              // D
   double margin;

@@ -196,10 +196,41 @@ class TestAdversarial:
         p["embeddings"][::7] = 0
         assert_exact(p, dtype)
 
+    @pytest.mark.parametrize("outlier", [1e4, 1e12, 1e17])  # the loss of more overflows float32
+    @pytest.mark.parametrize("ref_rows", [None, 40])
+    def test_an_outlier_costs_the_other_rows_nothing(self, outlier: float, ref_rows: int | None) -> None:
+        """Of a class, of the sample that the centre is made from, and of what the largest value is taken of."""
+        for row in (0, 3, 59):
+            p = problem(60, 12, ref_rows=ref_rows, margin=1.8)
+            p["embeddings"][row] *= outlier
+            assert_exact(p, torch.float64)
+            assert_exact(p)
+
+    @pytest.mark.parametrize("ref_rows", [None, 1])
+    def test_many_differences_of_one_sign(self, ref_rows: int | None) -> None:
+        """Summed in float32 they would lose half their digits."""
+        x = torch.zeros(200_001, 1)
+        x[0] = 0.1
+        if ref_rows is None:
+            rows = x[:3000].clone().requires_grad_()
+            mmfast.contrastive_loss(rows, (torch.arange(3000) > 0).long()).backward()
+            expected = -4 * 2999 * float(x[0])
+        else:
+            rows = x[:1].clone().requires_grad_()
+            mmfast.contrastive_loss(rows, torch.zeros(1).long(), x[1:], torch.ones(200_000).long()).backward()
+            expected = -2 * 200_000 * float(x[0])
+        assert rows.grad is not None
+        assert rows.grad[0].item() == pytest.approx(expected, rel=1e-7)
+
     def test_denormals(self) -> None:
         p = problem(50, 16)
         assert_exact({**p, "embeddings": p["embeddings"] * 1e-41, "margin": 0.5})
         assert_exact({**p, "embeddings": p["embeddings"] * 5e-324, "margin": 0.5}, torch.float64)
+        assert_exact({**p, "embeddings": p["embeddings"] * 3e-162, "margin": 5e-324}, torch.float64)
+
+    def test_more_features_than_the_screen_takes(self) -> None:
+        for features in (65536, 65537):
+            assert_exact(problem(6, features, margin=1.99))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -32,8 +32,8 @@ inline D8 nearest(D8 v) {
   return (v + shift) - shift;
 }
 
-// z = unit * (x - centre) is written as s q + r with q in [-qmax, qmax]; the caller has checked that z is finite
-// and below 2^100. The rounding of z, of s q and of the sums is covered by `residual`: each component is off by
+// z = unit * (x - centre) is written as s q + r with q in [-qmax, qmax]. Where z is too large to square, the residual is
+// not finite, and the caller does not screen the row. The rounding of z, of s q and of the sums is covered by `residual`: each component is off by
 // less than 2^-50 (|z| + |s q|) <= 2^-48 |z|, and a sum of D positive terms by the factor 1 + D 2^-52.
 template <class T>
 QuantisedRow quantise(const T* x, const double* centre, int features, double unit, int qmax, int8_t* q) {
@@ -62,8 +62,8 @@ QuantisedRow quantise(const T* x, const double* centre, int features, double uni
   for (int k = 0; k < whole; k += 8) {
     const D8 z = (load_double(x + k) - load<D8>(centre + k)) * unit;
     D8 digit = nearest(z * inverse);
-    digit = digit > qmax ? D8{} + qmax : digit;
-    digit = digit < -qmax ? D8{} - qmax : digit;
+    digit = digit <= qmax ? digit : D8{} + qmax;  // NaN too
+    digit = digit >= -qmax ? digit : D8{} - qmax;
     const D8 rest = z - scale * digit;
     squares8 += digit * digit;
     sum8 += digit;
@@ -76,7 +76,8 @@ QuantisedRow quantise(const T* x, const double* centre, int features, double uni
     const double z = (double(x[k]) - centre[k]) * unit;
     const double shift = 6755399441055744.0;
     double digit = (z * inverse + shift) - shift;
-    digit = digit > qmax ? qmax : digit < -qmax ? -qmax : digit;
+    digit = digit <= qmax ? digit : qmax;
+    digit = digit >= -qmax ? digit : -qmax;
     const double rest = z - scale * digit;
     squares += digit * digit;
     sum += digit;
@@ -106,8 +107,8 @@ inline double squared_distance(const T* x, const T* y, int features) {
   return sum;
 }
 
-// True only if the float32 distance already proves d^2 >= margin. A difference, its square and D / 32 + 6 additions
-// are each off by a factor within 1 +- 2^-24, or by a denormal; twice that is allowed for.
+// True only if the float32 distance already proves d^2 >= margin. A difference, its square and at most D / 32 + 48
+// additions are each off by a factor within 1 +- 2^-24, or by a denormal; twice that is allowed for.
 inline bool certainly_inactive(const float* x, const float* y, int features, double margin) {
   F16 sum0 = {}, sum1 = {};
   int k = 0;
@@ -130,28 +131,16 @@ inline bool certainly_inactive(const float* x, const float* y, int features, dou
 }
 inline bool certainly_inactive(const double*, const double*, int, double) { return false; }
 
-inline void add_difference(const float* x, const float* y, int features, float* plus, float* minus) {
-  int k = 0;
-  for (; k + 16 <= features; k += 16) {
-    const F16 difference = load<F16>(x + k) - load<F16>(y + k);
-    if (plus) store(plus + k, load<F16>(plus + k) + difference);
-    if (minus) store(minus + k, load<F16>(minus + k) - difference);
-  }
-  for (; k < features; ++k) {
-    const float difference = x[k] - y[k];
-    if (plus) plus[k] += difference;
-    if (minus) minus[k] -= difference;
-  }
-}
-inline void add_difference(const double* x, const double* y, int features, double* plus, double* minus) {
+template <class T>
+inline void add_difference(const T* x, const T* y, int features, double* plus, double* minus) {
   int k = 0;
   for (; k + 8 <= features; k += 8) {
-    const D8 difference = load<D8>(x + k) - load<D8>(y + k);
+    const D8 difference = load_double(x + k) - load_double(y + k);
     if (plus) store(plus + k, load<D8>(plus + k) + difference);
     if (minus) store(minus + k, load<D8>(minus + k) - difference);
   }
   for (; k < features; ++k) {
-    const double difference = x[k] - y[k];
+    const double difference = double(x[k]) - double(y[k]);
     if (plus) plus[k] += difference;
     if (minus) minus[k] -= difference;
   }
