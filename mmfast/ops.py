@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mmfast import _C
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 
-@torch.library.custom_op("mmfast::pair_hinge", mutates_args=())
-def pair_hinge(
+
+def _compute(
     x: Tensor,  # (B, D) float32 or float64
     x_labels: Tensor,  # (B,) int64
     y: Tensor | None,  # (R, D) like x; None: the self form
@@ -46,7 +47,10 @@ def pair_hinge(
         y_gradient.numpy() if y_needs_gradient else None,
         torch.get_num_threads(),
     )
-    return x.new_tensor(loss), x_gradient, y_gradient
+    return x.new_empty(()).fill_(loss), x_gradient, y_gradient
+
+
+pair_hinge = torch.library.custom_op("mmfast::pair_hinge", _compute, mutates_args=())
 
 
 @pair_hinge.register_fake
@@ -136,7 +140,36 @@ class _PairHinge(torch.autograd.Function):
         return tuple(torch.stack(outputs) for outputs in zip(*batches, strict=True)), (0, 0, 0)
 
 
+class _PlainPairHinge(torch.autograd.Function):
+    """The same around the engine itself: the dispatcher takes longer than the engine does for a small batch.
+
+    So does binding the arguments of a ``setup_context``, which is why there is none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = _compute(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 def pair_hinge_loss(*arguments: Any) -> Any:
-    """Call the operator with its derivative, under ``torch.func`` too; see :func:`pair_hinge` for the arguments."""
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    return _PairHinge.apply(*arguments) if transformed else pair_hinge(*arguments)  # type: ignore[no-untyped-call]
+    """Call the operator with its derivative, under ``torch.func`` too; see :func:`_compute` for the arguments."""
+    if torch.compiler.is_compiling():
+        return pair_hinge(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        return _PairHinge.apply(*arguments)  # type: ignore[no-untyped-call]
+    if _nobody_watches(arguments):
+        return _PlainPairHinge.apply(*arguments)  # type: ignore[no-untyped-call]
+    return pair_hinge(*arguments)
+
+
+def _nobody_watches(arguments: tuple[Any, ...]) -> bool:
+    """Tell whether plain CPU tensors are computed with, and no mode or tracer has to see an operator of a name."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and all(type(a) in _PLAIN and a.device.type == "cpu" for a in arguments[:4] if a is not None)
+    )

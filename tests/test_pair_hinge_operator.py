@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmfast
 from mmfast import ops, reference
@@ -71,6 +72,30 @@ def test_no_gradient_is_computed_under_no_grad() -> None:
     with torch.no_grad():
         loss = mmfast.contrastive_loss(p["embeddings"].requires_grad_(), p["labels"])
     assert not loss.requires_grad
+
+
+class Recorder(TorchDispatchMode):
+    """Remember which operators were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ref_rows", [None, 13])
+def test_a_mode_sees_the_operator_and_the_same_result(ref_rows: int | None) -> None:
+    p = problem(20, 8, ref_rows=ref_rows, margin=1.8)
+    loss, gradients = loss_and_gradients(mmfast.contrastive_loss, p)  # nobody watches: no dispatcher
+    with Recorder() as recorder:
+        watched, watched_gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    assert "mmfast.pair_hinge.default" in recorder.called
+    assert torch.equal(loss, watched)
+    for ours, theirs in zip(gradients, watched_gradients, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("cross", [False, True])
