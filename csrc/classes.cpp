@@ -5,20 +5,10 @@
 #include <exception>
 #include <numeric>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 namespace mmfast {
 namespace {
-
-int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 // mean[k] = mean of (row - origin); returns the sum of |row - origin - mean|^2.
 template <class T>

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "screen.h"
+#include "frame.h"
 
 namespace mmfast {
 

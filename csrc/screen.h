@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "frame.h"
 #include "tier.h"
 
 namespace mmfast {
@@ -33,19 +34,20 @@ namespace mmfast {
 constexpr int kMaxScreenedFeatures = 65536;
 constexpr double kLeastScreenedMargin = 1e-290;
 
-// One side of the comparison, rows in the order given by `order`.
-template <class T>
-struct Rows {
-  const T* data;                // (., D) contiguous
-  std::vector<int32_t> order;   // which rows, in which order
-  int features;                 // D
-  const T* row(int64_t i) const { return data + int64_t(order[i]) * features; }
-  int64_t size() const { return int64_t(order.size()); }
-};
-
 // The 8-bit image of one side: row-major for the anchors, packed in panels of 64 for the others.
 struct Quantised {
-  int depth = 0;                  // features, rounded up to a multiple of 8; 0: every pair is looked at
+  explicit Quantised(int depth) : depth(depth) {}
+  void make_rows(int64_t size) {
+    rows.resize(size * depth);
+    bounds.resize(size);
+  }
+  void make_panels(int64_t count, int offset) {
+    panels.assign(count * kPanel * depth, uint8_t(offset));
+    inverse.assign(count * kPanel, 1.0f);
+    weighted.assign(count * kPanel, 0.0f);
+  }
+
+  int depth;                      // features, rounded up to a multiple of 8; 0: every pair is looked at
   std::vector<int8_t> rows;       // (size, depth)
   std::vector<RowBound> bounds;   // (size,)
   std::vector<uint8_t> panels;    // (ceil(size / 64), depth / 4, 64, 4)
@@ -53,18 +55,39 @@ struct Quantised {
   std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
 };
 
-// The common translation and scaling of both sides. Any frame is right; one that fits most rows screens best.
-struct Frame {
-  std::vector<double> centre;  // (D,)
-  double unit = 1;             // a power of two that brings typical rows to about 1
-  bool finite = true;          // every value of every row is finite
+// What the comparison needs of one row, as an anchor and as another.
+struct Bounds {
+  RowBound anchor;
+  float inverse, weighted;
+};
+
+// Turns rows into digits and bounds.
+class Quantiser {
+ public:
+  Quantiser(const Frame& frame, double margin, const Tier& tier);
+
+  int depth() const { return depth_; }
+
+  // Writes the digits of a row, (depth,). With a radius the row stands for a ball, in the unit of the input: by the
+  // triangle inequality the proof above holds for all rows in it once the radius is added to e.
+  Bounds quantise(const float* row, double radius, int8_t* digits) const;
+  Bounds quantise(const double* row, double radius, int8_t* digits) const;
+
+  // Packs the digits of up to kPanel rows, (count, depth), into a panel that holds the offset wherever there is no row.
+  void pack(const int8_t* digits, int64_t count, uint8_t* panel) const;
+
+ private:
+  Bounds bounds(QuantisedRow row, double radius, int8_t* digits) const;
+
+  const Frame& frame_;
+  const Tier& tier_;
+  bool screened_;
+  int features_, depth_;
+  double margin_;  // in the frame's unit
 };
 
 template <class T>
-Frame common_frame(const Rows<T>& x, const Rows<T>* y, int threads);
-
-template <class T>
-Quantised quantise_rows(const Rows<T>& x, const Frame& frame, double margin, const Tier& tier, bool as_anchors,
-                        bool as_others, int threads);
+Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier& tier, bool as_anchors, bool as_others,
+                        int threads);
 
 }  // namespace mmfast

@@ -47,7 +47,7 @@ def _compute(
         y_gradient.numpy() if y_needs_gradient else None,
         torch.get_num_threads(),
     )
-    return x.new_empty(()).fill_(loss), x_gradient, y_gradient
+    return x.new_tensor(loss), x_gradient, y_gradient
 
 
 pair_hinge = torch.library.custom_op("mmfast::pair_hinge", _compute, mutates_args=())

@@ -222,6 +222,25 @@ class TestAdversarial:
         assert rows.grad is not None
         assert rows.grad[0].item() == pytest.approx(expected, rel=1e-7)
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("ref_rows", [None, 300])
+    @pytest.mark.parametrize("spread", [0.0, 1e-3, 0.3])
+    def test_classes_far_apart_but_for_some_rows(self, spread: float, ref_rows: int | None, dtype: torch.dtype) -> None:
+        """Whole classes are ruled out at once, which must not lose the rows that lie among another class."""
+        for classes in (2, 5, 16):
+            p = problem(330, 24, classes=classes, ref_rows=ref_rows, margin=1.0)
+            centres = 3 * torch.randn(classes, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            p["embeddings"] = centres[p["labels"]] + spread * p["embeddings"]
+            p["embeddings"][::40] = centres[0] + 0.3 * p["embeddings"][::40]  # strays
+            p["embeddings"][1] = p["embeddings"][40]
+            if ref_rows:
+                p["ref_emb"] = centres[p["ref_labels"]] + spread * p["ref_emb"]
+            assert_exact(p, dtype)
+            # The margin just above and below a distance; at it the two sides may round differently.
+            d2 = float((p["embeddings"][2] - p["embeddings"][p["labels"] != p["labels"][2]][3]).square().sum())
+            for margin in (d2 * (1 + 1e-12), d2 * (1 - 1e-12)):
+                assert_exact({**p, "margin": margin}, dtype)
+
     def test_denormals(self) -> None:
         p = problem(50, 16)
         assert_exact({**p, "embeddings": p["embeddings"] * 1e-41, "margin": 0.5})

@@ -1,0 +1,23 @@
+// The negative pairs: prune by classes, screen in 8-bit integers, evaluate what is left in floating point.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "classes.h"
+#include "frame.h"
+
+namespace mmfast {
+
+struct NegativeResult {
+  double sum = 0;      // of max(0, m - d^2) over the ordered pairs of different classes
+  int64_t active = 0;  // ordered pairs with d^2 < m
+};
+
+// y null: self form. Adds to x_sums and y_sums, (size, D) in class order, where they are not null, the differences
+// x_i - y_j and y_j - x_i of the active pairs, each unordered pair of the self form once per row.
+template <class T>
+NegativeResult negative_sum(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes,
+                            const Frame& frame, double margin, double* x_sums, double* y_sums, int threads);
+
+}  // namespace mmfast

@@ -1,0 +1,84 @@
+// Cut blocks into balls and measure them: see prune.h.
+#include "prune.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "threads.h"
+
+namespace mmfast {
+namespace {
+
+constexpr int64_t kRowsPerBall = 16;  // on average in a block; comparing smaller balls costs more than it saves
+
+// Returns the radius. The centroid need only be near the mean; the radius is measured from it as it is stored: a
+// difference is off by 2^-53 of itself, and 1e-6 covers the sum over D of their squares.
+template <class T>
+double measure(const Rows<T>& x, Ball ball, double* centroid) {
+  const int features = x.features;
+  const double share = 1.0 / double(ball.end - ball.begin);
+  std::fill_n(centroid, features, 0.0);
+  for (int64_t i = ball.begin; i < ball.end; ++i) {
+    const T* const row = x.row(i);
+    for (int k = 0; k < features; ++k) centroid[k] += double(row[k]) * share;
+  }
+  double largest = 0;
+  for (int64_t i = ball.begin; i < ball.end; ++i) {
+    const T* const row = x.row(i);
+    double lanes[8] = {};
+    for (int k = 0; k < features; ++k) {
+      const double difference = double(row[k]) - centroid[k];
+      lanes[k % 8] += difference * difference;
+    }
+    double sum = 0;
+    for (double lane : lanes) sum += lane;
+    if (!(sum <= largest)) largest = sum;  // NaN too: it makes the ball unscreenable
+  }
+  return std::sqrt(largest) * (1 + 1e-6);
+}
+
+}  // namespace
+
+template <class T>
+Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_t block_rows,
+                 const Quantiser& quantiser, const Tier& tier, int threads) {
+  Balls out;
+  const int64_t blocks = (x.size() + block_rows - 1) / block_rows;
+  out.first.reserve(blocks + 1);
+  for (int64_t block = 0; block < blocks; ++block) {
+    out.first.push_back(int64_t(out.balls.size()));
+    const int64_t begin = block * block_rows, end = std::min(begin + block_rows, x.size());
+    for (int64_t i = begin; i < end; i = out.balls.back().end) out.balls.push_back({i, std::min(class_end[i], end)});
+    const int64_t count = int64_t(out.balls.size()) - out.first.back();
+    if (count > kPanel || count * kRowsPerBall > end - begin || quantiser.depth() == 0)
+      out.balls.resize(out.first.back());
+  }
+  out.first.push_back(int64_t(out.balls.size()));
+  if (out.balls.empty()) return out;
+
+  out.q = Quantised(quantiser.depth());
+  out.q.make_rows(int64_t(out.balls.size()));
+  out.q.make_panels(blocks, tier.offset);
+  std::vector<double> centroids(size_t(threads) * x.features);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t block = 0; block < blocks; ++block) {
+    double* const centroid = centroids.data() + size_t(thread_number()) * x.features;
+    const int64_t first = out.first[block];
+    for (int64_t b = 0; b < out.count(block); ++b) {
+      const double radius = measure(x, out.balls[first + b], centroid);
+      const Bounds bounds = quantiser.quantise(centroid, radius, out.q.rows.data() + (first + b) * out.q.depth);
+      out.q.bounds[first + b] = bounds.anchor;
+      out.q.inverse[block * kPanel + b] = bounds.inverse;
+      out.q.weighted[block * kPanel + b] = bounds.weighted;
+    }
+    quantiser.pack(out.q.rows.data() + first * out.q.depth, out.count(block),
+                   out.q.panels.data() + block * kPanel * out.q.depth);
+  }
+  return out;
+}
+
+template Balls make_balls(const Rows<float>&, const std::vector<int64_t>&, int64_t, const Quantiser&, const Tier&, int);
+template Balls make_balls(const Rows<double>&, const std::vector<int64_t>&, int64_t, const Quantiser&, const Tier&,
+                          int);
+
+}  // namespace mmfast
