@@ -38,6 +38,7 @@ test-slow: build ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
 bench: build   ## measure everything against everything a user would pick instead
+	mkdir -p out
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-json=out/bench.json
 	$(BIN)/mmfast bench out/bench.json
 
