@@ -15,6 +15,11 @@ namespace {
 constexpr int64_t kLargestBlock = 512;    // rows; masks of a tile stay within 32 KiB of cache
 constexpr int64_t kBlocksWanted = 64;     // enough for the threads of a large machine, few enough for cheap rounds
 constexpr int64_t kSmallestBlock = 4;     // rows of a short side: keeps several threads busy on a few anchors
+// Of kPanel x kPanel pairs, the share from which the masked product is less work than pair by pair: measured at 64 to
+// 1024 features; while only candidates are known, more are needed, since each is looked at once more.
+constexpr double kDenseCandidates = 0.2, kDenseActive = 0.1;
+// The sums of a unit give its loss to 1e-12 or better only within these; else it is computed pair by pair.
+constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
 
 int64_t block_rows(int64_t rows, bool anchors_only) {
   if (anchors_only && rows < kBlocksWanted * kPanel / 4)
@@ -36,6 +41,8 @@ struct Scratch {
   std::vector<uint64_t> masks = std::vector<uint64_t>(kLargestBlock * kLargestBlock / kPanel);
   std::vector<const T*> others = std::vector<const T*>(kLargestBlock);
   std::vector<double*> other_sums = std::vector<double*>(kLargestBlock);
+  std::vector<float> comparison = std::vector<float>(sizeof(T) == 4 ? kComparisonScratch : 0);
+  std::vector<double> dense = std::vector<double>(sizeof(T) == 4 ? kDenseScratch : 0);
   uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
 };
 
@@ -58,6 +65,7 @@ struct Side {
 template <class T>
 struct Negatives {
   const Tier& tier;
+  const Frame& frame;
   Side<T> anchors, others;
   std::vector<int64_t> same_begin, same_end;  // per anchor: its own class among the others
   double margin;
@@ -66,7 +74,7 @@ struct Negatives {
   double tile(const Tile& tile, Scratch<T>& scratch, int64_t* active) const {
     const int64_t begin = anchors.begin(tile.x_block), count = anchors.end(tile.x_block) - begin;
     if (!screen(tile, scratch)) return 0;
-    double loss = 0;
+    double loss = evaluate_dense(tile, scratch, active);
     for (int64_t r = 0; r < count; ++r) loss += evaluate_kept(tile, r, scratch, active);
     return loss;
   }
@@ -149,6 +157,66 @@ struct Negatives {
     return any != 0;
   }
 
+  // Evaluates the units of a tile that hold many candidates, and takes them out of the masks.
+  double evaluate_dense(const Tile& tile, Scratch<T>& scratch, int64_t* active) const {
+    double loss = 0;
+    if constexpr (sizeof(T) == 4) {
+      const int64_t begin = anchors.begin(tile.x_block), end = anchors.end(tile.x_block);
+      const int64_t y_begin = others.begin(tile.y_block), y_end = others.end(tile.y_block);
+      for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel)
+        for (int64_t i = begin; i < end; i += kPanel) {
+          uint64_t* const masks = scratch.masks.data() + p * kLargestBlock + (i - begin);
+          const int64_t count = std::min<int64_t>(kPanel, end - i), width = std::min<int64_t>(kPanel, y_end - column);
+          if (double(ones(masks, count)) < kDenseCandidates * double(count * width)) continue;
+          loss += evaluate_unit(i, count, column, width, masks, scratch, active);
+        }
+    }
+    return loss;
+  }
+
+  double evaluate_unit(int64_t i, int64_t count, int64_t column, int64_t width, uint64_t* masks, Scratch<T>& scratch,
+                       int64_t* active) const {
+    const float *x[kPanel], *y[kPanel];
+    double *x_sums[kPanel], *y_sums[kPanel];
+    for (int64_t r = 0; r < count; ++r) x[r] = anchors.rows.row(i + r), x_sums[r] = anchors.sum(i + r);
+    for (int64_t c = 0; c < width; ++c) y[c] = others.rows.row(column + c), y_sums[c] = others.sum(column + c);
+    const int features = anchors.rows.features;
+    uint64_t inactive[kPanel], certain[kPanel];
+    tier.compare({x, y, int(count), int(width), features, frame.centre.data(), frame.unit, margin, inactive, certain,
+                  scratch.comparison.data()});
+    for (int64_t r = 0; r < count; ++r) {
+      masks[r] &= ~inactive[r];
+      for (uint64_t doubtful = masks[r] & ~certain[r]; doubtful; doubtful &= doubtful - 1) {
+        const int c = __builtin_ctzll(doubtful);
+        if (!tier.is_active(x[r], y[c], features, margin)) masks[r] &= ~(uint64_t(1) << c);
+      }
+    }
+    const int64_t found = ones(masks, count);
+    if (double(found) < kDenseActive * double(count * width)) return 0;  // left to evaluate_kept
+
+    const DenseResult result = tier.accumulate({x, y, anchors.sums ? x_sums : nullptr, others.sums ? y_sums : nullptr,
+                                                masks, int(count), int(width), features, scratch.dense.data()});
+    double loss = margin * double(found) - result.squares;
+    if (!(result.spread <= kLargestSpread * margin && loss >= kSmallestLoss * margin * double(found))) {
+      loss = 0;
+      int64_t counted = 0;
+      for (int64_t r = 0; r < count; ++r) {
+        int chosen = 0;
+        for (uint64_t left = masks[r]; left; left &= left - 1) scratch.others[chosen++] = y[__builtin_ctzll(left)];
+        loss += evaluate(tier, {x[r], scratch.others.data(), nullptr, nullptr, chosen, features, margin}, &counted);
+      }
+    }
+    std::fill(masks, masks + count, 0);
+    *active += found;
+    return loss;
+  }
+
+  static int64_t ones(const uint64_t* masks, int64_t count) {
+    int64_t sum = 0;
+    for (int64_t r = 0; r < count; ++r) sum += __builtin_popcountll(masks[r]);
+    return sum;
+  }
+
   double evaluate_kept(const Tile& tile, int64_t r, Scratch<T>& scratch, int64_t* active) const {
     const int64_t y_begin = others.begin(tile.y_block), y_end = others.end(tile.y_block);
     int found = 0;
@@ -212,7 +280,7 @@ NegativeResult self_negatives(const Rows<T>& x, const std::vector<ClassRange>& c
   const int64_t block = block_rows(x.size(), false);
   const Balls balls = make_balls(x, class_end, block, quantiser, tier, threads);
   const Side<T> side = {x, q, balls, block, sums};
-  NegativeResult result = run(Negatives<T>{tier, side, side, class_begin, class_end, margin, true},
+  NegativeResult result = run(Negatives<T>{tier, frame, side, side, class_begin, class_end, margin, true},
                               SelfTournament(side.blocks()), threads);
   result.sum *= 2;
   result.active *= 2;
@@ -244,7 +312,7 @@ NegativeResult cross_negatives(const Rows<T>& x, const Rows<T>& y, const std::ve
   const Balls o_balls = make_balls(others, o_class_end, o_block, quantiser, tier, threads);
   const Side<T> a_side = {anchors, aq, a_balls, a_block, swap ? y_sums : x_sums};
   const Side<T> o_side = {others, oq, o_balls, o_block, swap ? x_sums : y_sums};
-  return run(Negatives<T>{tier, a_side, o_side, same_begin, same_end, margin, false},
+  return run(Negatives<T>{tier, frame, a_side, o_side, same_begin, same_end, margin, false},
              CrossTournament(a_side.blocks(), o_side.blocks()), threads);
 }
 

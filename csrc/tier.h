@@ -40,6 +40,40 @@ struct Candidates {
   double margin;
 };
 
+constexpr int kDenseFeatures = 128;  // at a time: what a unit needs stays in the second-level cache
+
+// Up to kPanel anchors against as many others, compared by products in float32.
+struct Comparison {
+  const float* const* anchors;   // (anchor_count,) rows of D
+  const float* const* others;    // (other_count,) rows of D
+  int anchor_count, other_count;
+  int features;                  // D
+  const double* centre;          // (D,)
+  double unit, margin;           // as in the screen's proof
+  uint64_t* inactive;            // (anchor_count,) bit c: certainly not closer than the margin
+  uint64_t* active;              // (anchor_count,) bit c: certainly closer
+  float* scratch;                // (kComparisonScratch,)
+};
+constexpr int kComparisonScratch = 2 * kPanel * kDenseFeatures + kPanel * kPanel;
+
+// Up to kPanel anchors against as many others of which many pairs are active.
+struct DenseUnit {
+  const float* const* anchors;   // (anchor_count,) rows of D
+  const float* const* others;    // (other_count,) rows of D
+  double* const* anchor_sums;    // (anchor_count,) rows of D, += sum of (anchor - other) over the active pairs
+  double* const* other_sums;     // (other_count,) rows of D, += sum of (other - anchor); each may be null
+  const uint64_t* active;        // (anchor_count,)
+  int anchor_count, other_count;
+  int features;                  // D
+  double* scratch;               // (kDenseScratch,)
+};
+constexpr int kDenseScratch = 4 * kPanel * kDenseFeatures + kPanel * kPanel;
+
+struct DenseResult {
+  double squares;  // sum of d^2 over the active pairs
+  double spread;   // the largest squared distance of a row from the first anchor: the scale of its rounding
+};
+
 struct Tier {
   const char* name;
   bool (*available)();
@@ -62,6 +96,11 @@ struct Tier {
   // The sum of max(0, margin - d^2) over the candidates; active is increased by the number with d^2 < margin.
   double (*evaluate_f32)(const Candidates<float>&, int64_t* active);
   double (*evaluate_f64)(const Candidates<double>&, int64_t* active);
+
+  // For units with many candidates: what float32 can decide; d^2 < margin in float64; the sums from the exact mask.
+  void (*compare)(const Comparison&);
+  bool (*is_active)(const float* x, const float* y, int features, double margin);
+  DenseResult (*accumulate)(const DenseUnit&);
 };
 
 extern const Tier* const kTiers[];  // fastest first, ended by null

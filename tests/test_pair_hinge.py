@@ -241,6 +241,35 @@ class TestAdversarial:
             for margin in (d2 * (1 + 1e-12), d2 * (1 - 1e-12)):
                 assert_exact({**p, "margin": margin}, dtype)
 
+    @pytest.mark.parametrize("ref_rows", [None, 70, 150])
+    @pytest.mark.parametrize("features", [1, 7, 40, 128, 130])
+    def test_dense_units(self, features: int, ref_rows: int | None) -> None:
+        """Half, most and all pairs active: summed from masks, by all pairs or by all but the few that are not."""
+        p = problem(150, features, classes=40, ref_rows=ref_rows)
+        d2 = torch.cdist(p["embeddings"], p["embeddings"]).square()
+        for share in (0.12, 0.25, 0.5, 0.9, 0.97, 1.0):
+            for reduction in ("sum", "mean_nonzero"):
+                assert_exact({**p, "margin": 1e-9 + float(d2.quantile(share)), "reduction": reduction})
+        assert_exact({**p, "margin": 1e6})
+
+    @pytest.mark.parametrize("offset", [0.0, 1000.0])
+    def test_dense_units_of_near_duplicates_far_apart(self, offset: float) -> None:
+        """Tight clusters in one unit: their sums must not be rounded by the distances between clusters."""
+        p = problem(128, 24, classes=64)
+        centres = torch.randn(4, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for spread in (1e-2, 1e-4, 1e-6):
+            rows = centres[torch.arange(128) % 4] + spread * p["embeddings"] + offset
+            for margin in (spread**2, (2 * spread) ** 2, 1.0, 100.0):
+                assert_exact({**p, "embeddings": rows, "margin": margin})
+
+    def test_dense_units_of_rows_at_the_margin(self) -> None:
+        """Corners of a simplex are all at one distance: the loss is a difference of nearly equal sums."""
+        x = torch.eye(96, dtype=torch.float64) * 0.7
+        p = {"embeddings": x, "labels": torch.arange(96) // 2, "ref_emb": None, "ref_labels": None}
+        exact = 2 * float(torch.tensor(0.7, dtype=torch.float32).double()) ** 2
+        for margin in (exact, exact * (1 + 1e-9), exact * (1 - 1e-9), exact * (1 + 1e-6), exact * 1.5):
+            assert_exact({**p, "margin": margin})
+
     def test_denormals(self) -> None:
         p = problem(50, 16)
         assert_exact({**p, "embeddings": p["embeddings"] * 1e-41, "margin": 0.5})

@@ -16,6 +16,7 @@
 namespace mmfast {
 namespace {
 
+constexpr int kVectorBytes = 32;
 #include "tiers/body.h"
 
 // ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
@@ -70,7 +71,8 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Tier kAvx2;
 const Tier kAvx2 = {"avx2",          available,       63, 64, screen, quantise<float>, quantise<double>,
-                    evaluate<float>, evaluate<double>};
+                    evaluate<float>, evaluate<double>, compare,          is_active,
+                        accumulate};
 
 }  // namespace mmfast
 

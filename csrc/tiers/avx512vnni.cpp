@@ -14,6 +14,7 @@
 namespace mmfast {
 namespace {
 
+constexpr int kVectorBytes = 64;
 #include "tiers/body.h"
 
 // ROWS x 64 dot products in registers (6 x 4 accumulators of the 32), then one comparison each.
@@ -67,7 +68,8 @@ bool available() {
 
 extern const Tier kAvx512Vnni;
 const Tier kAvx512Vnni = {"avx512vnni",     available,        127, 128, screen, quantise<float>, quantise<double>,
-                          evaluate<float>, evaluate<double>};
+                          evaluate<float>, evaluate<double>, compare,          is_active,
+                        accumulate};
 
 }  // namespace mmfast
 

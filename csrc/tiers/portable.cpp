@@ -4,6 +4,7 @@
 namespace mmfast {
 namespace {
 
+constexpr int kVectorBytes = 16;
 #include "tiers/body.h"
 
 void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
@@ -33,6 +34,7 @@ bool available() { return true; }
 
 extern const Tier kPortable;
 const Tier kPortable = {"portable",      available,       127, 128, screen, quantise<float>, quantise<double>,
-                        evaluate<float>, evaluate<double>};
+                        evaluate<float>, evaluate<double>, compare,          is_active,
+                        accumulate};
 
 }  // namespace mmfast
