@@ -177,6 +177,30 @@ def test_every_row_is_found_where_k_is_their_number() -> None:
     assert np.isinf(distances[:, len(left) :]).all()
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_as_many_rows_are_found_as_there_are(queries: int) -> None:
+    # In one dimension all links lead to the two longest rows: the walk through the graph meets 136 of these.
+    rows = gaussian(6000, 1)
+    index = Index(1, "ip", "f32")
+    index.add(range(6000), rows)
+    keys, distances = index.search(np.full((queries, 1), 0.5), 1000)
+    nearest = np.argsort(-rows[:, 0])[:1000]
+    np.testing.assert_array_equal(keys, np.tile(nearest, (queries, 1)))
+    np.testing.assert_array_equal(distances, np.tile(1 - 0.5 * rows[nearest, 0], (queries, 1)))
+
+
+def test_the_default_device_does_not_matter() -> None:
+    for metric, dtype in KINDS:
+        index = Index(3, metric, dtype)
+        rows = torch.eye(3)
+        with torch.device("meta"):
+            index.add(range(3), rows)
+            index.add([3], 2 * np.ones((1, 3)))
+            assert index.search(rows, 4).keys.min() == 0
+            index.remove(1)
+            assert len(copy.copy(index)) == 3
+
+
 def test_what_may_come_in() -> None:
     rows = np.round(gaussian(6, 4) * 8) / 8  # exact in every dtype
     tensor = torch.from_numpy(rows)
@@ -243,32 +267,6 @@ def test_removed_keys_are_gone_and_can_return() -> None:
     assert len(index) == 0
     index.add(3, rows[3])
     assert index.search(rows[3], 2).keys.tolist() == [3, -1]
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "i8"])
-def test_copies_of_a_vector_do_not_hide_others(dtype: str) -> None:
-    # In a graph that holds the copies, of the distinct rows about half or fewer find themselves.
-    distinct = gaussian(EXACT_ROWS + 50, 8)
-    copies = np.repeat(gaussian(1, 8, seed=1), 3000, axis=0)
-    index = Index(8, "cos", dtype)
-    index.add(range(3000), copies)
-    index.add(np.arange(len(distinct)) + 3000, distinct)
-    assert len(index) == 3000 + len(distinct)
-    own = index.search(distinct, 5).keys == np.arange(len(distinct))[:, None] + 3000
-    assert own.any(axis=1).mean() > 0.97
-    found = index.search(copies[0], 3050)
-    assert sorted(found.keys[:3000].tolist()) == list(range(3000))
-    assert found.keys[3000:].min() >= 3000
-    assert found.distances[:3000].max() == found.distances[:3000].min() < found.distances[3000:].min()
-    # The copy in the graph goes first, and another takes its place.
-    index.remove(range(2998))
-    assert sorted(index.search(copies[0], 3).keys[:2].tolist()) == [2998, 2999]
-    index.remove(2999)
-    assert index.search(copies[0], 1).keys.tolist() == [2998]
-    index.remove(2998)
-    assert index.search(copies[0], 1).keys[0] >= 3000
-    index.add(0, copies[0])
-    assert index.search(copies[0], 1).keys.tolist() == [0]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -381,10 +379,14 @@ def test_the_number_of_threads_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> N
 
     for name in ("add", "search"):
         monkeypatch.setattr(native, name, noting(getattr(native, name)))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    index.add(range(5), np.eye(5, 3) + 1)
-    index.search(np.ones((4, 3)), 1)
-    index.search(np.ones(3), 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # for this thread: others would see another number
+    try:
+        index.add(range(5), np.eye(5, 3) + 1)
+        index.search(np.ones((4, 3)), 1)
+        index.search(np.ones(3), 1)
+    finally:
+        torch.set_num_threads(before)
     assert seen == [3, 3, 1]
 
 

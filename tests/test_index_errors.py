@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ import torch
 from mmfast import Index
 
 ONES = np.ones((2, 3), dtype=np.float32)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a prototype, and deprecated
+    NESTED = torch.nested.nested_tensor([torch.ones(3), torch.ones(3)])
+    QUANTIZED = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8)
 
 
 @pytest.fixture
@@ -34,14 +39,18 @@ BAD_KEYS: list[tuple[Any, type[Exception], str]] = [
     (["77", "78"], TypeError, r"got '77' \(str\)"),
     ("77", TypeError, "got str"),
     ([True, 3], TypeError, r"got True \(bool\)"),
-    (np.array([1.0, 2.0]), TypeError, "an array of float64; convert"),
-    (np.array(["77", "78"]), TypeError, "an array of <U2"),
-    (np.array([7, 8], dtype=object), TypeError, "an array of object"),
-    (np.array([True, False]), TypeError, "an array of bool"),
+    (np.array([1.0, 2.0]), TypeError, "an array of float64$"),
+    (np.array(["77", "78"]), TypeError, "an array of <U2$"),
+    (np.array(["2020-01-01"], dtype="M8[D]"), TypeError, r"an array of datetime64\[D\]$"),
+    (np.array([7, 8], dtype=object), TypeError, r"an array of object; pass keys.tolist\(\)"),
+    (np.array([True, False]), TypeError, "an array of bool$"),
     (np.ma.masked_array([7, 8], mask=[False, True]), TypeError, "got MaskedArray"),
     (torch.tensor([1.0, 2.0]), TypeError, "a tensor of torch.float32"),
     (torch.tensor([True, False]), TypeError, "a tensor of torch.bool"),
     (torch.empty(2, dtype=torch.int64, device="meta"), TypeError, "on meta"),
+    (torch.tensor([3, 4]).to_sparse(), TypeError, "an int, or .* dense torch tensor of integers, got a sparse tensor"),
+    (NESTED.long(), TypeError, "dense torch tensor of integers, got a nested tensor"),
+    (QUANTIZED[0], TypeError, "dense torch tensor of integers, got a quantized tensor"),
     ([3, -1], ValueError, "got -1 at position 1"),
     (np.array([3, -1]), ValueError, "got -1 at position 1"),
     (np.array([-1, 3], dtype=np.int8), ValueError, "got -1 at position 0"),
@@ -78,6 +87,9 @@ BAD_VECTORS: list[tuple[Any, type[Exception], str]] = [
     (np.ma.masked_array(ONES, mask=ONES > 0), TypeError, "got MaskedArray"),
     (torch.ones(2, 3, dtype=torch.uint8), TypeError, "got torch.uint8"),
     (torch.ones(2, 3).to_sparse(), TypeError, "be dense"),
+    (torch.ones(2, 3).to(torch.float8_e4m3fn), TypeError, "float16, bfloat16, .* got torch.float8_e4m3fn; convert"),
+    (NESTED, TypeError, "a plain tensor of float16, bfloat16, float32 or float64, got a nested one"),
+    (QUANTIZED, TypeError, "a plain tensor of float16, bfloat16, float32 or float64, got a quantized one"),
     (torch.ones(2, 3, device="meta"), TypeError, "meta"),
     (np.ones((2, 4)), ValueError, r"shape \(N, 3\), or \(3,\) for one, got \(2, 4\)"),
     (np.ones((3, 2)), ValueError, r"got \(3, 2\)"),
@@ -165,7 +177,8 @@ def test_the_longest_rows_have_finite_distances(metric: str, dtype: str) -> None
 
 @pytest.mark.parametrize(
     ("k", "error"), [(0, ValueError), (-1, ValueError), (2**40, ValueError), (1.5, TypeError), (True, TypeError),
-                     (None, TypeError), ("3", TypeError), (np.float64(2), TypeError)]
+                     (None, TypeError), ("3", TypeError), (np.float64(2), TypeError), (np.True_, TypeError),
+                     (torch.tensor(True), TypeError)]
 )  # fmt: skip
 def test_bad_k(index: Index, k: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="k must be"):
@@ -215,7 +228,7 @@ def test_bad_removals(index: Index) -> None:
     assert_unchanged(index)
 
 
-@pytest.mark.parametrize("key", [1.0, "1", None, True, np.array([1, 2]), [1]])
+@pytest.mark.parametrize("key", [1.0, "1", None, True, np.True_, torch.tensor(True), np.array([1, 2]), [1]])
 def test_only_integers_can_be_asked_for(index: Index, key: Any) -> None:
     with pytest.raises(TypeError, match="a key is an int"):
         key in index  # noqa: B015

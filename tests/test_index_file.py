@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,17 @@ def test_settings_that_are_not_the_graphs_are_refused(saved: Path, change: dict[
         Index.load(saved)
 
 
+@pytest.mark.parametrize(
+    "text", [b"{}", b"3", b"[1]", b"null", b"{", b"\xff", b'{"sections": 3}', b'{"sections": [""]}']
+)
+def test_odd_meta_data_is_refused(text: bytes, tmp_path: Path) -> None:
+    header = storage._PREFIX.pack(storage.MAGIC, storage.VERSION, len(text), storage._PREFIX.size + len(text) + 32)
+    content = header + text
+    (tmp_path / "odd").write_bytes(content + blake2b(content, digest_size=32).digest())
+    with pytest.raises(ValueError, match=r"odd does not hold an index that this mmfast can read: .*build it anew"):
+        Index.load(tmp_path / "odd")
+
+
 @pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
 def test_a_failing_save_leaves_the_old_file(saved: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
@@ -207,6 +220,79 @@ def test_places_that_cannot_be_written(saved: Path, monkeypatch: pytest.MonkeyPa
         index.save(saved)
     monkeypatch.undo()
     assert len(Index.load(saved)) == 12
+
+
+def test_the_folder_is_opened_first_and_need_not_sync(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+    index = Index.load(saved)
+    index.add(99, np.ones(3))
+    real_open, real_sync = os.open, os.fsync
+
+    def refuse_folders(path: Any, *args: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real_open(path, *args)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    with pytest.raises(PermissionError):
+        index.save(saved)
+    assert saved.read_bytes() == before
+    monkeypatch.undo()
+
+    def fail_for_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(codes[-1], os.strerror(codes[-1]))
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    codes = [errno.EIO, errno.EINVAL, errno.ENOTSUP]
+    while len(codes) > 1:
+        index.save(saved)
+        codes.pop()
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        index.save(saved)
+    assert os.listdir(saved.parent) == ["my.index"]
+    assert 99 in Index.load(saved)
+
+
+def test_only_a_regular_file_is_replaced(saved: Path) -> None:
+    index, folder = Index.load(saved), saved.parent
+    os.mkfifo(folder / "pipe")
+    (folder / "to_pipe").symlink_to("pipe")
+    (folder / "loop").symlink_to("loop")
+    before = sorted(os.listdir(folder))
+    for name in ("pipe", "to_pipe"):
+        with pytest.raises(OSError, match="it is a device, pipe or socket; name a regular file"):
+            index.save(folder / name)
+    with pytest.raises(OSError, match="symbolic links"):
+        index.save(folder / "loop")
+    assert sorted(os.listdir(folder)) == before
+    assert (folder / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666, 0o400])
+def test_a_replaced_file_keeps_its_permissions(saved: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved.chmod(mode)
+    index = Index.load(saved)
+    modes = []
+
+    def noting(old: Path, new: Path) -> None:
+        modes.append(old.stat().st_mode & 0o777)
+        old.rename(new)
+
+    monkeypatch.setattr(os, "replace", noting)
+    index.save(saved)
+    assert [*modes, saved.stat().st_mode & 0o777] == [mode, mode]
+
+
+def test_names_may_be_bytes_and_long(saved: Path) -> None:
+    index = Index.load(saved)
+    for name in (b"bytes", b"\xff", ("é" * 127 + "x").encode()):
+        path = os.fsencode(saved.parent) + b"/" + name
+        index.save(path)
+        assert len(Index.load(path)) == 12
+    with pytest.raises(TypeError, match="not int"):
+        index.save(1)  # type: ignore[arg-type]
 
 
 def test_a_saved_file_is_as_readable_as_any_other_and_links_stay(saved: Path) -> None:

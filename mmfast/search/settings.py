@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 METRICS = ("cos", "ip", "l2sq")
 DTYPES = ("bf16", "f32", "f16", "i8")
 
@@ -42,14 +45,19 @@ class Settings:
 def check_int(name: str, value: object, low: int, high: int) -> int:
     """Return ``value`` as an int from ``low`` to ``high``."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = as_int(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
     if not low <= number <= high:
         raise ValueError(f"{name} must be from {low:,} to {high:,}, got {number:,}")
     return number
+
+
+def as_int(value: object) -> int:
+    """Return an integer of any kind as an int; raise TypeError for anything else, truth values included."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
+        raise TypeError("a truth value is no integer")
+    return operator.index(value)  # type: ignore[arg-type]
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

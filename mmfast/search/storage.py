@@ -16,9 +16,11 @@ The checksum guards against accidents, not against an attacker, who can compute 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +34,7 @@ _PREFIX = struct.Struct("<8sIIQ")
 _CHECKSUM_BYTES = 32
 
 Bytes = bytes | bytearray | memoryview
+FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def pack(meta: dict[str, Any], sections: Sequence[Bytes]) -> list[Bytes]:
@@ -63,38 +66,72 @@ def unpack(content: Bytes, source: str) -> tuple[dict[str, Any], list[memoryview
     body = view[:-_CHECKSUM_BYTES]
     if blake2b(body, digest_size=_CHECKSUM_BYTES).digest() != view[-_CHECKSUM_BYTES:]:
         raise ValueError(f"{source} is damaged: its checksum does not match; restore it from a copy or rebuild it")
-    meta = json.loads(bytes(body[_PREFIX.size : _PREFIX.size + meta_size]))
     sections = []
     start = _PREFIX.size + meta_size
-    for length in meta.pop("sections"):
-        sections.append(body[start : start + length])
-        start += length
+    try:
+        meta = dict(json.loads(bytes(body[_PREFIX.size : start])))
+        for length in meta.pop("sections"):
+            sections.append(body[start : start + length])
+            start += length
+    except (KeyError, TypeError, ValueError) as error:  # the checksum agrees: it was written like this
+        raise unreadable(source, error) from error
     return meta, sections
 
 
-def write_atomically(path: str | os.PathLike[str], parts: Sequence[Bytes]) -> None:
-    """Write ``parts`` to ``path`` so that a crash, at any moment, leaves either the old file or the new one whole."""
-    target = Path(os.path.realpath(path))  # through a symbolic link to the file that it names
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot save the index to {target}: it is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot save the index to {target}: the folder {target.parent} does not exist")
-    # In the same folder, since a rename is atomic only within one file system. O_EXCL: never over another's file.
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):  # the error that brought us here is the one to tell
-            temporary.unlink()
-        raise
+def unreadable(source: str, error: Exception) -> ValueError:
+    """Return the error for a whole and undamaged file whose content makes no sense here."""
+    return ValueError(
+        f"{source} does not hold an index that this mmfast can read: {type(error).__name__}: {error}; "
+        "read it with the version that wrote it, or build it anew"
+    )
+
+
+def write_atomically(path: FilePath, parts: Sequence[Bytes]) -> None:
+    """Write ``parts`` to ``path`` so that a crash, at any moment, leaves either the old file or the new one whole.
+
+    An error leaves the old file, but for one: where the disk fails to note the new name, the new file is in place, and
+    might not outlive a crash.
+    """
+    target = Path(os.fsdecode(os.path.realpath(path)))  # through a symbolic link to the file that it names
+    mode = _replaceable(target)
+    # In the same folder, since a rename is atomic only within one file system, and under a short name, since that of
+    # the target may be as long as names can be. O_EXCL: never over another's file.
+    temporary = target.parent / f".mmfast-{secrets.token_hex(6)}.tmp"
     folder = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+        try:
+            with open(descriptor, "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)  # the umask does not apply to a file that was there
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):  # the error that brought us here is the one to tell
+                temporary.unlink()
+            raise
+        try:
+            os.fsync(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, and need not
+                raise
     finally:
         os.close(folder)
+
+
+def _replaceable(target: Path) -> int | None:
+    """Return the permission bits of the file to replace, None where there is none; refuse all but a regular file."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot save the index to {target}: the folder {target.parent} does not exist")
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"cannot save the index to {target}: it is a folder; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"cannot save the index to {target}: it is a device, pipe or socket; name a regular file")
+    return stat.S_IMODE(mode)

@@ -5,13 +5,16 @@ at the same distance, and of 500 distinct vectors added next hardly any is found
 placeholder picture behind many products), so the graph holds a vector once, under its *head*, and the other keys are
 its *followers*, remembered here and put back into the results of a search.
 
-Equality is that of the stored bytes, told by 128-bit digests. The cost is about 200 bytes of memory a row.
+Equality is that of the stored bytes, told by 128-bit digests. The cost is some 130 bytes of memory a row.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,13 +36,22 @@ class Plan(NamedTuple):
     followers: list[tuple[int, int]]  # (key, head) for the others
 
 
+@dataclass(slots=True)
+class Group:
+    """A head and its followers, shared by all of them, so that another head is one assignment."""
+
+    head: int
+    # In the order they came. A dict would walk over the gaps of those removed to find its first.
+    followers: OrderedDict[int, None] = field(default_factory=OrderedDict)
+
+
 class Twins:
-    """The heads by digest, and the followers of each head."""
+    """The heads by digest, and the groups of those that have followers."""
 
     def __init__(self) -> None:
         self.heads: dict[bytes, int] = {}  # digest -> head
-        self.followers: dict[int, dict[int, None]] = {}  # head -> its followers, in the order they came
-        self.head_of: dict[int, int] = {}  # follower -> head
+        self.led: dict[int, Group] = {}  # head -> its group
+        self.followed: dict[int, Group] = {}  # follower -> its group
 
     def plan(self, keys: npt.NDArray[np.int64], row_digests: list[bytes]) -> Plan:
         """Tell which rows of a batch are new to the graph and which follow a head, old or of the same batch."""
@@ -63,25 +75,28 @@ class Twins:
 
     def follow(self, key: int, head: int) -> None:
         """Remember that ``key`` has the vector of ``head``."""
-        self.followers.setdefault(head, {})[key] = None
-        self.head_of[key] = head
+        group = self.led.get(head)
+        if group is None:
+            group = self.led[head] = Group(head)
+        group.followers[key] = None
+        self.followed[key] = group
 
     def remove_follower(self, key: int) -> None:
         """Forget a key that is no head."""
-        head = self.head_of.pop(key)
-        del self.followers[head][key]
-        if not self.followers[head]:
-            del self.followers[head]
+        group = self.followed.pop(key)
+        del group.followers[key]
+        if not group.followers:
+            del self.led[group.head]
 
     def succeed(self, head: int, digest: bytes) -> int:
         """Make the first follower of ``head`` the head in its place, and return it."""
-        first, *others = self.followers.pop(head)
-        self.heads[digest] = first
-        del self.head_of[first]
-        if others:
-            self.followers[first] = dict.fromkeys(others)
-            self.head_of.update(dict.fromkeys(others, first))
-        return first
+        group = self.led.pop(head)
+        group.head, _ = group.followers.popitem(last=False)
+        self.heads[digest] = group.head
+        del self.followed[group.head]
+        if group.followers:
+            self.led[group.head] = group
+        return group.head
 
     def forget(self, heads_digests: Iterable[bytes]) -> None:
         """Forget heads that have no followers."""
@@ -90,17 +105,18 @@ class Twins:
 
     def expand(self, keys: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]) -> None:
         """Put followers behind their heads in padded results (N, k), in place; what falls off the end is lost."""
-        if not self.followers:
+        if not self.led:
             return
         k = keys.shape[1]
         for row, found in enumerate(keys.tolist()):
-            if not any(key in self.followers for key in found):
+            if not any(key in self.led for key in found):
                 continue
             filled = 0
             for key, distance in zip(found, distances[row].tolist(), strict=True):
                 if key < 0 or filled == k:
                     break
-                group = [key, *self.followers.get(key, ())][: k - filled]
-                keys[row, filled : filled + len(group)] = group
-                distances[row, filled : filled + len(group)] = distance
-                filled += len(group)
+                group = self.led.get(key)
+                copies = [key, *islice(group.followers if group else (), k - filled - 1)]
+                keys[row, filled : filled + len(copies)] = copies
+                distances[row, filled : filled + len(copies)] = distance
+                filled += len(copies)

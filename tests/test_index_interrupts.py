@@ -1,0 +1,180 @@
+"""Ctrl-C, and whatever else signal handlers raise, at the worst moments: nothing is half done, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmfast import Index
+from mmfast.search.interrupts import uninterrupted
+from tests.test_index import gaussian
+
+
+class AlarmError(Exception):
+    """What the handler of an alarm raises."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], None]]:
+    def ring(*_: object) -> None:
+        raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def pressing(real: Callable[..., Any], before: bool) -> Callable[..., Any]:
+    """Return ``real`` with Ctrl-C pressed before or after it."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        if before:
+            press_ctrl_c()
+        result = real(*args, **options)
+        if not before:
+            press_ctrl_c()
+        return result
+
+    return call
+
+
+STEPS = [
+    ("add", "_native", "add"),
+    ("add", "_twins", "carry_out"),
+    ("add", "_twins", "follow"),
+    ("remove", "_native", "remove"),
+    ("remove", "_native", "rename"),
+    ("remove", "_twins", "forget"),
+    ("remove", "_twins", "succeed"),
+    ("remove", "_twins", "remove_follower"),
+]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("method", "part", "step"), STEPS)
+def test_ctrl_c_leaves_nothing_half_done(
+    method: str, part: str, step: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.concatenate([gaussian(8, 3), np.ones((4, 3), dtype=np.float32)])
+    index = Index(3, "l2sq", "f32")
+    index.add(range(12), rows)
+    target = getattr(index._graph, part)
+    monkeypatch.setattr(target, step, pressing(getattr(target, step), before))
+    change = {
+        "add": lambda: index.add([20, 21, 22], rows[[0, 11, 1]] + [[0], [0], [1]]),  # two copies and a new one
+        "remove": lambda: index.remove([3, 8, 9, 11]),  # one alone, the head of the copies, its successor and the last
+    }
+    with pytest.raises(KeyboardInterrupt):
+        change[method]()
+    monkeypatch.undo()
+    present = {*range(12), 20, 21, 22} if method == "add" else set(range(12)) - {3, 8, 9, 11}
+    index.save(tmp_path / "index")
+    for each in (index, Index.load(tmp_path / "index")):
+        assert len(each) == len(present)
+        assert set(each.search(np.zeros(3), 30).keys.tolist()) == {-1, *present}
+        each.remove(sorted(present)[:-1])
+        each.add([3], rows[[3]])
+        assert len(each) == 2
+
+
+def test_a_broken_index_does_not_replace_a_good_file(tmp_path: Path) -> None:
+    index = Index(3)
+    index.add(range(3), np.eye(3))
+    index.save(tmp_path / "index")
+    index._graph._twins.heads.popitem()
+    with pytest.raises(RuntimeError, match="its graph holds 3 rows where 2 are known; load it from a file"):
+        index.save(tmp_path / "index")
+    assert len(Index.load(tmp_path / "index")) == 3
+
+
+@pytest.mark.parametrize("queries", [1, 1500])
+def test_what_a_handler_raises_during_a_search_is_not_lost(queries: int, alarm: Callable[[float], None]) -> None:
+    # The native search asks for signals after each query, and would end by a RuntimeError of its own.
+    index = Index(64, "cos", "f32")
+    index.add(range(1500), gaussian(1500, 64))
+    asked = gaussian(queries, 64)
+    with pytest.raises(AlarmError):  # noqa: PT012
+        alarm(0.01)
+        while True:
+            index.search(asked, 1000)
+
+
+def test_the_work_is_complete_before_an_interrupt_is_raised(alarm: Callable[[float], None]) -> None:
+    done = []
+
+    def work() -> None:
+        alarm(0.01)
+        time.sleep(0.03)
+        press_ctrl_c()
+        time.sleep(0.03)
+        done.append(lock.locked())
+
+    lock = threading.Lock()
+    with pytest.raises(AlarmError):  # the first
+        uninterrupted(lock, work)
+    assert done == [True]
+    assert not lock.locked()
+
+
+def test_results_and_errors_come_through() -> None:
+    lock = threading.Lock()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def fail_and_press() -> None:
+        press_ctrl_c()
+        fail()
+
+    assert uninterrupted(lock, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        uninterrupted(lock, fail)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        uninterrupted(lock, fail_and_press)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert not lock.locked()
+
+
+def test_no_thread_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    index = Index(3)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        index.add(1, np.ones(3))
+    monkeypatch.undo()
+    assert len(index) == 0
+    index.add(1, np.ones(3))
+
+
+def test_a_handler_may_use_the_index_that_it_interrupts(tmp_path: Path, alarm: Callable[[float], None]) -> None:
+    # As one that saves before the process ends: it waits its turn.
+    index = Index(64, "cos", "f32")
+    sizes = []
+
+    def save(*_: object) -> None:
+        index.save(tmp_path / "index")
+        sizes.append(len(Index.load(tmp_path / "index")))
+
+    signal.signal(signal.SIGALRM, save)
+    alarm(0.02)
+    rows = gaussian(100, 64)
+    for start in range(0, 100_000, 100):
+        index.add(range(start, start + 100), rows + start)
+        if sizes:
+            break
+    assert sizes[0] in (start, start + 100)
