@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mmfast
 from benchmarks.data import Exact, Problem
+from mmfast.demo.timing import double_loop, eager_idiom
 
 Loss = Callable[[Tensor], Tensor]  # embeddings (B, D) -> scalar
 Result = tuple[Tensor, Tensor]  # loss, gradient (B, D)
@@ -91,33 +92,16 @@ def check(provider: str, result: Result, truth: Exact) -> Errors:
     return errors
 
 
-def eager_loss(x: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Return the loss as most training code has it: Gram matrix, where, sum."""
-    square = x.square().sum(1)
-    d2 = square[:, None] + square[None, :] - 2 * (x @ x.T)
-    return torch.where(labels[:, None] == labels[None, :], d2, (margin - d2).relu()).sum()
-
-
 def _mmfast(problem: Problem) -> Loss:
     return lambda x: mmfast.contrastive_loss(x, problem.labels, margin=problem.margin)
 
 
 def _double_loop(problem: Problem) -> Loss:
-    labels, margin = problem.labels.tolist(), problem.margin
-
-    def loss(x: Tensor) -> Tensor:
-        total = x.new_zeros(())
-        for i in range(len(x)):
-            for j in range(len(x)):
-                d2 = (x[i] - x[j]).square().sum()
-                total = total + (d2 if labels[i] == labels[j] else (margin - d2).relu())
-        return total
-
-    return loss
+    return lambda x: double_loop(x, problem.labels, problem.margin)
 
 
 def _eager(problem: Problem) -> Loss:
-    return lambda x: eager_loss(x, problem.labels, problem.margin)
+    return lambda x: eager_idiom(x, problem.labels, problem.margin)
 
 
 def _cdist(problem: Problem) -> Loss:
@@ -132,7 +116,7 @@ def _cdist(problem: Problem) -> Loss:
 
 def _torch_compile(problem: Problem) -> Loss:
     torch.compiler.reset()  # else a tenth shape in one process is past the recompilation limit and runs eagerly
-    compiled = torch.compile(eager_loss, fullgraph=True, dynamic=False)
+    compiled = torch.compile(eager_idiom, fullgraph=True, dynamic=False)
 
     def loss(x: Tensor) -> Tensor:
         return compiled(x, problem.labels, problem.margin)

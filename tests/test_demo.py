@@ -411,6 +411,7 @@ def test_without_npm_the_demo_says_so_and_goes_on_with_digits(
     printed = " ".join(capsys.readouterr().out.split())
     assert "npm is not installed" in printed
     assert "Going on with scikit-learn's digits" in printed
+    assert printed.index("text → image") < printed.index("double loop over pairs") < printed.index("Report:")
     assert (tmp_path / "out" / "report.html").is_file()
 
 

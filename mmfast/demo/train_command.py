@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mmfast.cli import UserError
 from mmfast.demo import evaluation, features, manifest, training
-from mmfast.demo.demo_command import MARGIN, positive_integer, recall_table
+from mmfast.demo.demo_command import MARGIN, positive_integer, recall_table, timing_table
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset, Pairs
 from mmfast.demo.timing import time_losses
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "loss": args.loss, "epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed,
         }  # fmt: skip
         RunFolder.write(args.out, model, dataset, history, recalls, timings, options, searchable=pairs, files=files)
+    console.print(timing_table(timings))
     console.print(f"Report: {args.out / 'report.html'}", soft_wrap=True)
     query = "WORDS or PICTURE" if files else "VECTOR.npy --as text"
     console.print(f"Search: mmfast search {args.out} {query}", soft_wrap=True)
