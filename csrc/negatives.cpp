@@ -2,6 +2,7 @@
 #include "negatives.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "prune.h"
 #include "screen.h"
@@ -15,10 +16,11 @@ namespace {
 constexpr int64_t kLargestBlock = 512;    // rows; masks of a tile stay within 32 KiB of cache
 constexpr int64_t kBlocksWanted = 64;     // enough for the threads of a large machine, few enough for cheap rounds
 constexpr int64_t kSmallestBlock = 4;     // rows of a short side: keeps several threads busy on a few anchors
-// Of kPanel x kPanel pairs, the share from which the masked product is less work than pair by pair: measured at 64 to
-// 1024 features; while only candidates are known, more are needed, since each is looked at once more.
-constexpr double kDenseCandidates = 0.2, kDenseActive = 0.1;
-// The sums of a unit give its loss to 1e-12 or better only within these; else it is computed pair by pair.
+// Of kPanel x kPanel pairs, the share of active ones from which the masked product is less work than pair by pair, from
+// 64 to 1024 features. Candidates are held to the same share: were it another, how a unit is summed would depend on how
+// well a tier screens, and so would the last bits of the result.
+constexpr double kDense = 0.15;
+// The sums of a unit give its loss to 1e-11 or better within these, else it is computed pair by pair.
 constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
 
 int64_t block_rows(int64_t rows, bool anchors_only) {
@@ -41,8 +43,9 @@ struct Scratch {
   std::vector<uint64_t> masks = std::vector<uint64_t>(kLargestBlock * kLargestBlock / kPanel);
   std::vector<const T*> others = std::vector<const T*>(kLargestBlock);
   std::vector<double*> other_sums = std::vector<double*>(kLargestBlock);
-  std::vector<float> comparison = std::vector<float>(sizeof(T) == 4 ? kComparisonScratch : 0);
-  std::vector<double> dense = std::vector<double>(sizeof(T) == 4 ? kDenseScratch : 0);
+  // Not initialised: sparse batches never touch these, and a small batch is done sooner than they are zeroed.
+  std::unique_ptr<float[]> comparison{sizeof(T) == 4 ? new float[kComparisonScratch] : nullptr};
+  std::unique_ptr<double[]> dense{sizeof(T) == 4 ? new double[kDenseScratch] : nullptr};
   uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
 };
 
@@ -167,7 +170,7 @@ struct Negatives {
         for (int64_t i = begin; i < end; i += kPanel) {
           uint64_t* const masks = scratch.masks.data() + p * kLargestBlock + (i - begin);
           const int64_t count = std::min<int64_t>(kPanel, end - i), width = std::min<int64_t>(kPanel, y_end - column);
-          if (double(ones(masks, count)) < kDenseCandidates * double(count * width)) continue;
+          if (double(ones(masks, count)) < kDense * double(count * width)) continue;
           loss += evaluate_unit(i, count, column, width, masks, scratch, active);
         }
     }
@@ -183,7 +186,7 @@ struct Negatives {
     const int features = anchors.rows.features;
     uint64_t inactive[kPanel], certain[kPanel];
     tier.compare({x, y, int(count), int(width), features, frame.centre.data(), frame.unit, margin, inactive, certain,
-                  scratch.comparison.data()});
+                  scratch.comparison.get()});
     for (int64_t r = 0; r < count; ++r) {
       masks[r] &= ~inactive[r];
       for (uint64_t doubtful = masks[r] & ~certain[r]; doubtful; doubtful &= doubtful - 1) {
@@ -192,10 +195,10 @@ struct Negatives {
       }
     }
     const int64_t found = ones(masks, count);
-    if (double(found) < kDenseActive * double(count * width)) return 0;  // left to evaluate_kept
+    if (double(found) < kDense * double(count * width)) return 0;  // left to evaluate_kept
 
     const DenseResult result = tier.accumulate({x, y, anchors.sums ? x_sums : nullptr, others.sums ? y_sums : nullptr,
-                                                masks, int(count), int(width), features, scratch.dense.data()});
+                                                masks, int(count), int(width), features, scratch.dense.get()});
     double loss = margin * double(found) - result.squares;
     if (!(result.spread <= kLargestSpread * margin && loss >= kSmallestLoss * margin * double(found))) {
       loss = 0;

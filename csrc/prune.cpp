@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kRowsPerBall = 16;  // on average in a block; comparing smaller balls costs more than it saves
 
 // Returns the radius. The centroid need only be near the mean; the radius is measured from it as it is stored: a
-// difference is off by 2^-53 of itself, and 1e-6 covers the sum over D of their squares.
+// difference is off by 2^-53 of itself, and 1e-6 covers the sum over D of their squares. Squares that underflow are
+// below 1e-154 sqrt(D), nothing beside the margins that are screened.
 template <class T>
 double measure(const Rows<T>& x, Ball ball, double* centroid) {
   const int features = x.features;
@@ -32,7 +33,7 @@ double measure(const Rows<T>& x, Ball ball, double* centroid) {
     }
     double sum = 0;
     for (double lane : lanes) sum += lane;
-    if (!(sum <= largest)) largest = sum;  // NaN too: it makes the ball unscreenable
+    largest = std::max(largest, sum);  // rows are finite, so at worst infinite: then the ball is not screened
   }
   return std::sqrt(largest) * (1 + 1e-6);
 }

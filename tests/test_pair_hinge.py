@@ -262,6 +262,24 @@ class TestAdversarial:
             for margin in (spread**2, (2 * spread) ** 2, 1.0, 100.0):
                 assert_exact({**p, "embeddings": rows, "margin": margin})
 
+    @pytest.mark.parametrize("outlier", [10.0, 1e8, 1e10, 1e17])
+    def test_dense_units_beside_an_outlier(self, outlier: float) -> None:
+        """A row that is not active must not enter the sums of those that are, nor get a gradient itself."""
+        p = problem(128, 16, margin=1.0)
+        x = 0.1 * p["embeddings"] * 4
+        x[:, 3] *= 1e-8
+        x[127] = outlier
+        labels = torch.tensor([0] * 64 + [1] * 63 + [2])
+        assert_exact({**p, "embeddings": x, "labels": labels})
+        _, (gradient,) = loss_and_gradients(mmfast.contrastive_loss, {**p, "embeddings": x.float(), "labels": labels})
+        assert not gradient[127].any()
+
+    def test_a_margin_near_the_largest_float(self) -> None:
+        x = torch.tensor([[1e-10], [-1e-10], [2e-10], [1e15], [-1e15]], dtype=torch.float64)
+        p = {"embeddings": x, "labels": torch.arange(5), "ref_emb": None, "ref_labels": None}
+        for reduction in REDUCTIONS:
+            assert_exact({**p, "margin": 1e31, "reduction": reduction})
+
     def test_dense_units_of_rows_at_the_margin(self) -> None:
         """Corners of a simplex are all at one distance: the loss is a difference of nearly equal sums."""
         x = torch.eye(96, dtype=torch.float64) * 0.7
@@ -336,6 +354,18 @@ def test_every_tier_returns_the_same_bits(features: int, ref_rows: int | None, d
     for other, other_gradients in others:
         assert torch.equal(loss, other)
         assert all(torch.equal(a, b) for a, b in zip(gradients, other_gradients, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_tier_sums_a_unit_alike(seed: int) -> None:
+    """Near the share of active pairs from which units are summed by masks."""
+    p = cast(problem(256, 4 * 2 ** (seed % 4), classes=40, seed=seed), torch.float32)
+    d2 = torch.pdist(p["embeddings"].double()).square()
+    p["margin"] = float(d2.quantile(0.09 + 0.01 * seed))
+    (loss, gradients), *others = in_each_tier(p)
+    for other, other_gradients in others:
+        assert torch.equal(loss, other)
+        assert torch.equal(gradients[0], other_gradients[0])
 
 
 @pytest.mark.parametrize("ref_rows", [None, 40, 900])

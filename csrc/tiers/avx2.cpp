@@ -17,7 +17,11 @@ namespace mmfast {
 namespace {
 
 constexpr int kVectorBytes = 32;
+#include "tiers/lanes.h"
+
 #include "tiers/body.h"
+
+#include "tiers/dense.h"
 
 // ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
 template <int ROWS>

@@ -15,7 +15,11 @@ namespace mmfast {
 namespace {
 
 constexpr int kVectorBytes = 64;
+#include "tiers/lanes.h"
+
 #include "tiers/body.h"
+
+#include "tiers/dense.h"
 
 // ROWS x 64 dot products in registers (6 x 4 accumulators of the 32), then one comparison each.
 template <int ROWS>

@@ -5,7 +5,11 @@ namespace mmfast {
 namespace {
 
 constexpr int kVectorBytes = 16;
+#include "tiers/lanes.h"
+
 #include "tiers/body.h"
+
+#include "tiers/dense.h"
 
 void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
             const float* weighted, int depth, uint64_t* masks) {
