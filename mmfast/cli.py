@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import mmfast
+from mmfast import _C
 
 
 class Command(NamedTuple):
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparser.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
+        if words[0] != "info":  # which shows what is wrong instead
+            _check_tier()
         return int(args.run(args))
     except UserError as error:
         print(f"mmfast {words[0]}: {error}", file=sys.stderr)
@@ -61,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _check_tier() -> None:
+    try:
+        _C.cpu_tier()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _missing(command: str, module: str | None, extra: str) -> str:

@@ -88,7 +88,7 @@ def contrastive_loss(
     if ref_emb is not None or ref_labels is not None:
         if ref_emb is None or ref_labels is None:
             given, missing = ("ref_labels", "ref_emb") if ref_emb is None else ("ref_emb", "ref_labels")
-            raise ValueError(f"{missing} is required when {given} is given, got None")
+            raise ValueError(f"{missing} is required when {given} is given, got None; margin and the like go by name")
         _checks.check_rows("ref_emb", ref_emb)
         _checks.check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
         if not autocast:

@@ -15,7 +15,11 @@ import mmfast
 from mmfast import _C
 
 _CORE = ("torch", "numpy", "usearch")
-_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # distributions whose module has another name
+_MODULES = {
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "pytest-xdist": "xdist",
+}  # distributions whose module has another name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

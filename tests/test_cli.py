@@ -33,6 +33,10 @@ def test_a_forced_tier_is_shown_and_an_unknown_one_refused() -> None:
 
     assert "portable (MMFAST_CPU_TIER), available:" in info("portable")
     assert re.search(r"MMFAST_CPU_TIER must be one of .*portable.*, got 'mmx'", info("mmx"))
+    command, environment = [sys.executable, "-m", "mmfast.cli", "demo"], {**os.environ, "MMFAST_CPU_TIER": "mmx"}
+    refused = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("mmfast demo: MMFAST_CPU_TIER must be one of")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])

@@ -418,8 +418,10 @@ def test_without_npm_the_demo_says_so_and_goes_on_with_digits(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: invalid positive_integer value: '0'"),
-        (["--batch-size", "many"], "--batch-size: invalid positive_integer value: 'many'"),
+        (["--epochs", "0"], "--epochs: must be an integer from 1 to 2,147,483,647, got 0"),
+        (["--batch-size", "many"], "--batch-size: must be an integer from 1 to 2,147,483,647, got many"),
+        (["--seed", "9" * 20], "--seed: must be an integer from 0 to"),
+        (["--seed", "-1"], "--seed: must be an integer from 0 to"),
         (["--loss", "triplet"], "invalid choice: 'triplet'"),
     ],
 )

@@ -74,6 +74,13 @@ def test_words_find_their_picture(
         assert sheet.width > 3 * sheets.THUMB
 
 
+def test_a_query_may_be_longer_than_a_file_name(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = search(capsys, str(run_folder), "red heart " * 100)
+    assert status == 0
+    assert "Pictures" in out
+    assert search(capsys, str(run_folder), "red heart " * 100, "--as", "image")[0] == 2
+
+
 def test_a_picture_finds_itself_and_words(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = search(capsys, run_folder, picture_path(run_folder, 7), "-k", "2")
     assert status == 0

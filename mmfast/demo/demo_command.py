@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="passes over the training pairs (default: {emoji} emoji, {digits} digits)".format(**DEFAULT_EPOCHS),
     )
     parser.add_argument("--batch-size", type=positive_integer, default=128, help="pairs per step (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and the variations (default: 0)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="of the weights, the order and the variations (default: 0)"
+    )
     parser.add_argument("--cache", type=Path, help="folder for downloads (default: mmfast in the user's cache folder)")
 
 
@@ -104,8 +106,16 @@ def _load(name: str, cache: Path | None, console: Console) -> Dataset:
 
 
 def positive_integer(text: str) -> int:
-    """Read a count; argparse names this function where it fails."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    """Read a count."""
+    return _integer(text, 1, 2**31 - 1)
+
+
+def seed(text: str) -> int:
+    """Read a seed."""
+    return _integer(text, 0, 2**63 - 1)
+
+
+def _integer(text: str, low: int, high: int) -> int:
+    if not text.strip().isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"must be an integer from {low:,} to {high:,}, got {text}")
+    return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -84,14 +85,15 @@ def _read_query(folder: RunFolder, text: str, kind: str | None) -> Query:
         if kind is None:
             raise UserError(f"say what {text} holds with --as image or --as text")
         return _read_vector(folder, path, kind)
-    is_picture = path.is_file() or path.suffix.lower() in Image.registered_extensions()
+    is_file = os.path.isfile(text)  # unlike Path.is_file, whatever the text is
+    is_picture = is_file or path.suffix.lower() in Image.registered_extensions()
     if kind == "image" or (kind is None and is_picture):
         if folder.side is None:
             raise UserError(
                 "this run was trained on features of images, so it cannot read a picture: give a .npy file with the "
                 "features of one, and --as image"
             )
-        if not path.is_file():
+        if not is_file:
             raise UserError(f"there is no picture {text}")
         try:
             picture = read_picture(path, folder.side)
@@ -173,5 +175,5 @@ def _draw(path: Path, query: Query, lines: list[sheets.Line]) -> Path:
 
 def _slug(text: str) -> str:
     """Make a file name of a query: of a path its last part, without its ending."""
-    name = Path(text).stem if Path(text).is_file() else text
+    name = Path(text).stem if os.path.isfile(text) else text
     return re.sub(r"\W+", "-", name.lower()).strip("-")[:60] or "query"

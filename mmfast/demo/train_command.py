@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mmfast.cli import UserError
 from mmfast.demo import evaluation, features, manifest, training
-from mmfast.demo.demo_command import MARGIN, positive_integer, recall_table, timing_table
+from mmfast.demo.demo_command import MARGIN, positive_integer, recall_table, seed, timing_table
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset, Pairs
 from mmfast.demo.timing import time_losses
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", choices=training.LOSSES, default="both", help="what is minimised (default: both)")
     parser.add_argument("--epochs", type=positive_integer, default=40, help="passes over the data (default: 40)")
     parser.add_argument("--batch-size", type=positive_integer, default=128, help="pairs per step (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and the split (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the weights, the order and the split (default: 0)")
     parser.add_argument(
         "--holdout",
         type=share_of_rows,
