@@ -6,13 +6,11 @@ import itertools
 import json
 import re
 import xml.etree.ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mmfast import bench_command
@@ -22,13 +20,7 @@ MACHINE = {"cpu": "Example 1", "threads": 2, "torch": "2.13.0", "commit": ""}
 PLOTS = {"time_over_rows", "memory_over_rows", "time_over_density"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep small tensors on one thread: where the cores are busy, every barrier of two threads costs milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pytest_benchmark_file(path: Path, providers: tuple[str, ...] = ("mmfast", "eager", "a new library")) -> Path:

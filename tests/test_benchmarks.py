@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,7 @@ COMPILING = [pytest.param(name, marks=pytest.mark.slow) for name, p in PROVIDERS
 SYNTHETIC = [name for name in DENSITIES if name != "embeddings"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep small tensors on one thread: where the cores are busy, every barrier of two threads costs milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_problem(density: str) -> Problem:

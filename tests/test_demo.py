@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -27,14 +26,7 @@ from mmfast.demo import augment, digits, download, emoji, evaluation, text, trai
 from mmfast.demo.models import CaptionEncoder, JointModel, as_float_pictures
 from mmfast.demo.pairs import Dataset, Pairs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep these small models to one thread, which is faster where several tests run at once."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
