@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import mmfast.reference
 from mmfast import cli
-from mmfast.demo import augment, digits, download, emoji, evaluation, text, training
+from mmfast.demo import augment, digits, download, emoji, evaluation, muon, text, training
 from mmfast.demo.models import CaptionEncoder, JointModel, as_float_pictures
 from mmfast.demo.pairs import Dataset, Pairs
 
@@ -453,3 +453,26 @@ def _tiny(dataset: Dataset) -> Dataset:
     return replace(
         dataset, train=some(dataset.train, 64), splits={name: some(p, 32) for name, p in dataset.splits.items()}
     )
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 4, 3, 3)])
+def test_a_step_of_muon_has_singular_values_of_about_one(shape: tuple[int, ...]) -> None:
+    step = muon.orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-4)
+    singular = torch.linalg.svdvals(step.flatten(1))
+    assert step.shape == shape
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+
+
+def test_muon_finds_a_linear_map_and_leaves_weights_without_a_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, wanted = torch.randn(64, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    weight, idle = torch.zeros(4, 8, requires_grad=True), torch.ones(4, 8, requires_grad=True)
+    optimizer = muon.Muon([weight, idle], lr=0.1)
+    for number in range(200):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - number / 200)
+        optimizer.zero_grad()
+        (inputs @ (weight - wanted).T).square().mean().backward()
+        optimizer.step()
+    assert (weight - wanted).abs().max() < 0.05
+    assert torch.equal(idle, torch.ones(4, 8))
