@@ -13,21 +13,23 @@
 namespace mmfast {
 namespace {
 
-constexpr int64_t kLargestBlock = 512;    // rows; masks of a tile stay within 32 KiB of cache
-constexpr int64_t kBlocksWanted = 64;     // enough for the threads of a large machine, few enough for cheap rounds
+// Blocks of a side: more keep more threads busy, fewer cost a dense tile less for each pair of rows.
+constexpr int64_t kBlocksWanted = 16, kSmallBlocksWanted = 8, kSmallBlock = 2 * kPanel;
 constexpr int64_t kSmallestBlock = 4;     // rows of a short side: keeps several threads busy on a few anchors
 // Of kPanel x kPanel pairs, the share of active ones from which the masked product is less work than pair by pair, from
 // 64 to 1024 features. Candidates are held to the same share: were it another, how a unit is summed would depend on how
 // well a tier screens, and so would the last bits of the result.
-constexpr double kDense = 0.15;
-// The sums of a unit give its loss to 1e-11 or better within these, else it is computed pair by pair.
+constexpr double kDense = 0.07;
+constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the screen may prove all of them active
+// The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
 constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
 
 int64_t block_rows(int64_t rows, bool anchors_only) {
-  if (anchors_only && rows < kBlocksWanted * kPanel / 4)
-    return std::clamp<int64_t>((rows + 15) / 16, kSmallestBlock, kPanel);
-  const int64_t wanted = (rows + kBlocksWanted - 1) / kBlocksWanted;
-  return std::clamp<int64_t>((wanted + kPanel - 1) / kPanel * kPanel, kPanel, kLargestBlock);
+  if (anchors_only && rows < kBlocksWanted * kPanel)
+    return std::clamp<int64_t>((rows + kBlocksWanted - 1) / kBlocksWanted, kSmallestBlock, kPanel);
+  const int64_t wanted = std::max((rows + kBlocksWanted - 1) / kBlocksWanted,
+                                  std::min((rows + kSmallBlocksWanted - 1) / kSmallBlocksWanted, kSmallBlock));
+  return std::clamp<int64_t>((wanted + kPanel - 1) / kPanel * kPanel, kPanel, kBlock);
 }
 
 double evaluate(const Tier& tier, const Candidates<float>& c, int64_t* active) { return tier.evaluate_f32(c, active); }
@@ -38,14 +40,21 @@ double evaluate(const Tier& tier, const Candidates<double>& c, int64_t* active) 
 // The lowest `count` bits.
 uint64_t below(int64_t count) { return count <= 0 ? 0 : count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1; }
 
+// Not initialised: sparse batches never touch it, and a small batch is done sooner than it is zeroed.
+struct DenseScratch {
+  const float *anchors[kBlock], *others[kBlock];
+  double *anchor_sums[kBlock], *other_sums[kBlock];
+  uint64_t inactive[kMaskWords], certain[kMaskWords], active[kMaskWords];
+  float comparison[kComparisonScratch];
+  double sums[kDenseScratch];
+};
+
 template <class T>
 struct Scratch {
-  std::vector<uint64_t> masks = std::vector<uint64_t>(kLargestBlock * kLargestBlock / kPanel);
-  std::vector<const T*> others = std::vector<const T*>(kLargestBlock);
-  std::vector<double*> other_sums = std::vector<double*>(kLargestBlock);
-  // Not initialised: sparse batches never touch these, and a small batch is done sooner than they are zeroed.
-  std::unique_ptr<float[]> comparison{sizeof(T) == 4 ? new float[kComparisonScratch] : nullptr};
-  std::unique_ptr<double[]> dense{sizeof(T) == 4 ? new double[kDenseScratch] : nullptr};
+  std::vector<uint64_t> masks = std::vector<uint64_t>(kMaskWords);
+  std::vector<const T*> others = std::vector<const T*>(kBlock);
+  std::vector<double*> other_sums = std::vector<double*>(kBlock);
+  std::unique_ptr<DenseScratch> dense{sizeof(T) == 4 ? new DenseScratch : nullptr};
   uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
 };
 
@@ -83,7 +92,7 @@ struct Negatives {
   }
 
  private:
-  // Fills the masks, a column of `kLargestBlock` for each panel of others; false: nothing is left.
+  // Fills the masks, a column of `kBlock` for each panel of others; false: nothing is left.
   bool screen(const Tile& tile, Scratch<T>& scratch) const {
     const int64_t begin = anchors.begin(tile.x_block), end = anchors.end(tile.x_block);
     const int64_t y_begin = others.begin(tile.y_block), y_end = others.end(tile.y_block);
@@ -95,7 +104,7 @@ struct Negatives {
 
     uint64_t any = 0;
     for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel) {
-      uint64_t* const masks = scratch.masks.data() + p * kLargestBlock;
+      uint64_t* const masks = scratch.masks.data() + p * kBlock;
       if (pruned)
         screen_near(tile, column, std::min(column + kPanel, y_end), scratch, masks);
       else
@@ -160,57 +169,97 @@ struct Negatives {
     return any != 0;
   }
 
-  // Evaluates the units of a tile that hold many candidates, and takes them out of the masks.
+  // Evaluates the units of a tile that hold many active pairs, and takes them out of the masks.
   double evaluate_dense(const Tile& tile, Scratch<T>& scratch, int64_t* active) const {
-    double loss = 0;
-    if constexpr (sizeof(T) == 4) {
-      const int64_t begin = anchors.begin(tile.x_block), end = anchors.end(tile.x_block);
-      const int64_t y_begin = others.begin(tile.y_block), y_end = others.end(tile.y_block);
-      for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel)
-        for (int64_t i = begin; i < end; i += kPanel) {
-          uint64_t* const masks = scratch.masks.data() + p * kLargestBlock + (i - begin);
-          const int64_t count = std::min<int64_t>(kPanel, end - i), width = std::min<int64_t>(kPanel, y_end - column);
-          if (double(ones(masks, count)) < kDense * double(count * width)) continue;
-          loss += evaluate_unit(i, count, column, width, masks, scratch, active);
+    if constexpr (sizeof(T) == 8) {
+      return 0;
+    } else {
+      const int64_t begin = anchors.begin(tile.x_block), y_begin = others.begin(tile.y_block);
+      const int count = int(anchors.end(tile.x_block) - begin), width = int(others.end(tile.y_block) - y_begin);
+      uint64_t* const masks = scratch.masks.data();
+      // Calls f with each unit: its number among the others' panels and among the anchors', its masks, rows and pairs.
+      const auto for_units = [&](auto&& f) {
+        for (int p = 0; p * kPanel < width; ++p)
+          for (int a = 0; a * kPanel < count; ++a) {
+            const int rows = std::min(kPanel, count - a * kPanel), columns = std::min(kPanel, width - p * kPanel);
+            f(p, a, masks + p * kBlock + a * kPanel, rows, double(rows) * columns);
+          }
+      };
+      uint8_t units[kBlockPanels] = {}, doubtful_units[kBlockPanels] = {};
+      bool any = false, any_doubtful = false;
+      for_units([&](int p, int a, const uint64_t* unit, int rows, double pairs) {
+        const double share = double(ones(unit, rows)) / pairs;
+        if (share < kDense) return;
+        units[p] |= uint8_t(1 << a);
+        any = true;
+        if (share >= kNearlyFull && all_active(begin + a * kPanel, rows, y_begin + p * kPanel, unit)) return;
+        doubtful_units[p] |= uint8_t(1 << a);
+        any_doubtful = true;
+      });
+      if (!any) return 0;
+
+      DenseScratch& dense = *scratch.dense;
+      for (int r = 0; r < count; ++r)
+        dense.anchors[r] = anchors.rows.row(begin + r), dense.anchor_sums[r] = anchors.sum(begin + r);
+      for (int c = 0; c < width; ++c)
+        dense.others[c] = others.rows.row(y_begin + c), dense.other_sums[c] = others.sum(y_begin + c);
+      const int features = anchors.rows.features;
+      if (any_doubtful)
+        tier.compare({dense.anchors, dense.others, count, width, features, frame.centre.data(), frame.unit, margin,
+                      doubtful_units, dense.inactive, dense.certain, dense.comparison});
+      int64_t found = 0;
+      for_units([&](int p, int a, uint64_t* unit, int rows, double pairs) {
+        const int first = p * kBlock + a * kPanel;
+        std::fill_n(dense.active + first, kPanel, 0);
+        if (!(units[p] >> a & 1)) return;
+        for (int r = 0; r < rows && (doubtful_units[p] >> a & 1); ++r) {
+          unit[r] &= ~dense.inactive[first + r];
+          for (uint64_t doubtful = unit[r] & ~dense.certain[first + r]; doubtful; doubtful &= doubtful - 1) {
+            const int c = __builtin_ctzll(doubtful);
+            if (!tier.is_active(dense.anchors[a * kPanel + r], dense.others[p * kPanel + c], features, margin))
+              unit[r] &= ~(uint64_t(1) << c);
+          }
         }
+        const int64_t here = ones(unit, rows);
+        if (double(here) < kDense * pairs) return;  // left to evaluate_kept
+        std::copy_n(unit, rows, dense.active + first);
+        std::fill_n(unit, rows, 0);
+        found += here;
+      });
+      if (!found) return 0;
+      *active += found;
+      const DenseResult result =
+          tier.accumulate({dense.anchors, dense.others, anchors.sums ? dense.anchor_sums : nullptr,
+                           others.sums ? dense.other_sums : nullptr, dense.active, count, width, features, dense.sums});
+      const double loss = margin * double(found) - result.squares;
+      const bool accurate = result.spread <= kLargestSpread * margin && loss >= kSmallestLoss * margin * double(found);
+      return accurate ? loss : pair_by_pair(dense, count, width, scratch);
     }
-    return loss;
   }
 
-  double evaluate_unit(int64_t i, int64_t count, int64_t column, int64_t width, uint64_t* masks, Scratch<T>& scratch,
-                       int64_t* active) const {
-    const float *x[kPanel], *y[kPanel];
-    double *x_sums[kPanel], *y_sums[kPanel];
-    for (int64_t r = 0; r < count; ++r) x[r] = anchors.rows.row(i + r), x_sums[r] = anchors.sum(i + r);
-    for (int64_t c = 0; c < width; ++c) y[c] = others.rows.row(column + c), y_sums[c] = others.sum(column + c);
-    const int features = anchors.rows.features;
-    uint64_t inactive[kPanel], certain[kPanel];
-    tier.compare({x, y, int(count), int(width), features, frame.centre.data(), frame.unit, margin, inactive, certain,
-                  scratch.comparison.get()});
-    for (int64_t r = 0; r < count; ++r) {
-      masks[r] &= ~inactive[r];
-      for (uint64_t doubtful = masks[r] & ~certain[r]; doubtful; doubtful &= doubtful - 1) {
-        const int c = __builtin_ctzll(doubtful);
-        if (!tier.is_active(x[r], y[c], features, margin)) masks[r] &= ~(uint64_t(1) << c);
-      }
-    }
-    const int64_t found = ones(masks, count);
-    if (double(found) < kDense * double(count * width)) return 0;  // left to evaluate_kept
+  // True only if the screen proves all candidates of a unit active.
+  bool all_active(int64_t row, int rows, int64_t column, const uint64_t* candidates) const {
+    const Quantised &a = anchors.q, &o = others.q;
+    uint64_t active[kPanel];
+    tier.screen(a.rows.data() + row * a.depth, a.active_bounds.data() + row, rows, o.panels.data() + column * o.depth,
+                o.inverse.data() + column, o.active_weighted.data() + column, o.depth, active);
+    uint64_t doubtful = 0;
+    for (int r = 0; r < rows; ++r) doubtful |= candidates[r] & ~active[r];
+    return doubtful == 0;
+  }
 
-    const DenseResult result = tier.accumulate({x, y, anchors.sums ? x_sums : nullptr, others.sums ? y_sums : nullptr,
-                                                masks, int(count), int(width), features, scratch.dense.get()});
-    double loss = margin * double(found) - result.squares;
-    if (!(result.spread <= kLargestSpread * margin && loss >= kSmallestLoss * margin * double(found))) {
-      loss = 0;
-      int64_t counted = 0;
-      for (int64_t r = 0; r < count; ++r) {
-        int chosen = 0;
-        for (uint64_t left = masks[r]; left; left &= left - 1) scratch.others[chosen++] = y[__builtin_ctzll(left)];
-        loss += evaluate(tier, {x[r], scratch.others.data(), nullptr, nullptr, chosen, features, margin}, &counted);
-      }
+  // The loss of the active pairs of a dense tile.
+  double pair_by_pair(const DenseScratch& dense, int count, int width, Scratch<T>& scratch) const {
+    double loss = 0;
+    int64_t counted = 0;
+    for (int r = 0; r < count; ++r) {
+      int chosen = 0;
+      for (int p = 0; p * kPanel < width; ++p)
+        for (uint64_t left = dense.active[p * kBlock + r]; left; left &= left - 1)
+          scratch.others[chosen++] = dense.others[p * kPanel + __builtin_ctzll(left)];
+      loss += evaluate(tier, Candidates<T>{dense.anchors[r], scratch.others.data(), nullptr, nullptr, chosen,
+                                           anchors.rows.features, margin}, &counted);
     }
-    std::fill(masks, masks + count, 0);
-    *active += found;
     return loss;
   }
 
@@ -224,7 +273,7 @@ struct Negatives {
     const int64_t y_begin = others.begin(tile.y_block), y_end = others.end(tile.y_block);
     int found = 0;
     for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel)
-      for (uint64_t mask = scratch.masks[p * kLargestBlock + r]; mask; mask &= mask - 1) {
+      for (uint64_t mask = scratch.masks[p * kBlock + r]; mask; mask &= mask - 1) {
         const int64_t j = column + __builtin_ctzll(mask);
         scratch.others[found] = others.rows.row(j);
         scratch.other_sums[found] = others.sum(j);

@@ -32,6 +32,8 @@ Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
   const double n = r.scale * r.scale * double(r.sum_squares), e = r.residual + radius * frame_.unit;
   const double t = margin_ / 2 + 2 * std::sqrt(margin_) * e + 2 * e * e;
   double a = n - t - 16 * 0x1p-24 * (n + t) - 1e-30;
+  const double reach = 2 * std::sqrt(margin_) * e;
+  double b = n - margin_ / 2 + reach + 16 * 0x1p-24 * (n + margin_ / 2 + reach) + 1e-30;
   // Written so that NaN fails it too: such a row is looked at in every pair.
   const bool screenable = screened_ && std::abs(a) < 1e30 && r.scale < 0x1p40;
   if (!screenable) {
@@ -40,7 +42,10 @@ Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
     r.scale = 1;
     a = -std::numeric_limits<double>::infinity();
   }
-  return {{float(2 * r.scale), float(a), -tier_.offset * r.sum}, float(1 / r.scale), float(a / r.scale)};
+  if (!screenable || !(std::abs(b) < 1e25)) b = std::numeric_limits<double>::infinity();
+  const float v = float(2 * r.scale);
+  const int32_t start = -tier_.offset * r.sum;
+  return {{v, float(a), start}, {v, float(b), start}, float(1 / r.scale), float(a / r.scale), float(b / r.scale)};
 }
 
 void Quantiser::pack(const int8_t* digits, int64_t count, uint8_t* panel) const {
@@ -69,10 +74,11 @@ Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier
       int8_t* const digits = as_anchors ? out.rows.data() + begin * depth : mine;
       for (int64_t r = 0; r < count; ++r) {
         const Bounds bounds = quantiser.quantise(x.row(begin + r), 0, digits + r * depth);
-        if (as_anchors) out.bounds[begin + r] = bounds.anchor;
+        if (as_anchors) out.bounds[begin + r] = bounds.anchor, out.active_bounds[begin + r] = bounds.active_anchor;
         if (!as_others) continue;
         out.inverse[begin + r] = bounds.inverse;
         out.weighted[begin + r] = bounds.weighted;
+        out.active_weighted[begin + r] = bounds.active_weighted;
       }
       if (as_others) quantiser.pack(digits, count, out.panels.data() + begin * depth);
     }

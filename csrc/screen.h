@@ -20,6 +20,12 @@
 // underflow it would not, so margins below kLeastScreenedMargin are not screened. Where a side of (2) overflows to
 // infinity, 16u n alone exceeds whatever the other side can hold. NaN makes (2) false: the pair is then looked at.
 // The screen can therefore only ever keep too much.
+//
+// The same kernel proves pairs active. d_ij <= D_ij + e_i + e_j, so d_ij^2 < m if D_ij^2 <= (sqrt(m) - e_i - e_j)^2 and
+// e_i + e_j <= sqrt(m). Both follow from D_ij^2 <= m - 2 sqrt(m) (e_i + e_j), as D_ij^2 is not negative. With
+// t_i = m/2 - 2 sqrt(m) e_i and b_i = n_i - t_i the condition is (2) turned round, b_i + b_j < 2 s_i s_j (q_i . q_j), and
+// its rounding is covered by 16u (n_i + m/2 + 2 sqrt(m) e_i) and 1e-30, now added to each b_i. A row of which |b_i| is
+// not below 1e25 has an infinite b_i instead, which proves nothing; all else stays finite, so that there is no NaN.
 #pragma once
 
 #include <cstdint>
@@ -40,11 +46,13 @@ struct Quantised {
   void make_rows(int64_t size) {
     rows.resize(size * depth);
     bounds.resize(size);
+    active_bounds.resize(size);
   }
   void make_panels(int64_t count, int offset) {
     panels.assign(count * kPanel * depth, uint8_t(offset));
     inverse.assign(count * kPanel, 1.0f);
     weighted.assign(count * kPanel, 0.0f);
+    active_weighted.assign(count * kPanel, 0.0f);
   }
 
   int depth;                      // features, rounded up to a multiple of 8; 0: every pair is looked at
@@ -53,12 +61,14 @@ struct Quantised {
   std::vector<uint8_t> panels;    // (ceil(size / 64), depth / 4, 64, 4)
   std::vector<float> inverse;     // (ceil(size / 64) * 64,) 1 / s
   std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
+  std::vector<RowBound> active_bounds;  // as bounds and weighted, with b in the place of a
+  std::vector<float> active_weighted;
 };
 
 // What the comparison needs of one row, as an anchor and as another.
 struct Bounds {
-  RowBound anchor;
-  float inverse, weighted;
+  RowBound anchor, active_anchor;
+  float inverse, weighted, active_weighted;
 };
 
 // Turns rows into digits and bounds.

@@ -40,9 +40,15 @@ struct Candidates {
   double margin;
 };
 
-constexpr int kDenseFeatures = 128;  // at a time: what a unit needs stays in the second-level cache
+// A tile of up to kBlock anchors against as many others, with one bit for each pair: bit c of masks[p * kBlock + r] is
+// that of anchor r and other p * kPanel + c. A unit is a panel of its anchors against a panel of its others.
+constexpr int kBlock = 512;
+constexpr int kBlockPanels = kBlock / kPanel;
+constexpr int kMaskWords = kBlockPanels * kBlock;
+constexpr int kComparedFeatures = 128;  // at a time
+constexpr int kSummedFeatures = 16;     // at a time
 
-// Up to kPanel anchors against as many others, compared by products in float32.
+// A tile's units with many candidates, compared by products in float32.
 struct Comparison {
   const float* const* anchors;   // (anchor_count,) rows of D
   const float* const* others;    // (other_count,) rows of D
@@ -50,28 +56,29 @@ struct Comparison {
   int features;                  // D
   const double* centre;          // (D,)
   double unit, margin;           // as in the screen's proof
-  uint64_t* inactive;            // (anchor_count,) bit c: certainly not closer than the margin
-  uint64_t* active;              // (anchor_count,) bit c: certainly closer
+  const uint8_t* units;          // (kBlockPanels,) by panel of others: bit a is that of anchor panel a
+  uint64_t* inactive;            // (kMaskWords,) certainly not closer than the margin; written for these units
+  uint64_t* active;              // (kMaskWords,) certainly closer
   float* scratch;                // (kComparisonScratch,)
 };
-constexpr int kComparisonScratch = 2 * kPanel * kDenseFeatures + kPanel * kPanel;
+constexpr int kComparisonScratch = 2 * kBlock * kComparedFeatures + kBlock * kBlock;
 
-// Up to kPanel anchors against as many others of which many pairs are active.
-struct DenseUnit {
+// A tile of which some units hold many active pairs.
+struct DenseTile {
   const float* const* anchors;   // (anchor_count,) rows of D
   const float* const* others;    // (other_count,) rows of D
   double* const* anchor_sums;    // (anchor_count,) rows of D, += sum of (anchor - other) over the active pairs
   double* const* other_sums;     // (other_count,) rows of D, += sum of (other - anchor); each may be null
-  const uint64_t* active;        // (anchor_count,)
+  const uint64_t* active;        // (kMaskWords,) no bits but those of these units
   int anchor_count, other_count;
   int features;                  // D
   double* scratch;               // (kDenseScratch,)
 };
-constexpr int kDenseScratch = 4 * kPanel * kDenseFeatures + kPanel * kPanel;
+constexpr int kDenseScratch = 4 * kBlock * kSummedFeatures;
 
 struct DenseResult {
   double squares;  // sum of d^2 over the active pairs
-  double spread;   // the largest squared distance of a row from the first anchor: the scale of its rounding
+  double spread;   // the largest squared distance of a summed row from the first anchor: the scale of its rounding
 };
 
 struct Tier {
@@ -80,7 +87,8 @@ struct Tier {
   int qmax;    // digits lie in [-qmax, qmax]
   int offset;  // added to the packed (unsigned) operand; 0 where the hardware multiplies signed by signed
 
-  // masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin.
+  // masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin, or = 1 only if they
+  // certainly are: by the bounds (screen.h).
   void (*screen)(const int8_t* rows,       // (row_count, depth), depth a multiple of 8
                  const RowBound* bounds,   // (row_count,)
                  int row_count,
@@ -100,7 +108,7 @@ struct Tier {
   // For units with many candidates: what float32 can decide; d^2 < margin in float64; the sums from the exact mask.
   void (*compare)(const Comparison&);
   bool (*is_active)(const float* x, const float* y, int features, double margin);
-  DenseResult (*accumulate)(const DenseUnit&);
+  DenseResult (*accumulate)(const DenseTile&);
 };
 
 extern const Tier* const kTiers[];  // fastest first, ended by null

@@ -21,6 +21,9 @@ constexpr int kVectorBytes = 32;
 
 #include "tiers/body.h"
 
+// One bit for each lane of a comparison.
+inline unsigned lane_bits(Ints mask) { return unsigned(_mm256_movemask_ps((__m256)mask)); }
+
 #include "tiers/dense.h"
 
 // ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.

@@ -19,6 +19,9 @@ constexpr int kVectorBytes = 64;
 
 #include "tiers/body.h"
 
+// One bit for each lane of a comparison.
+inline unsigned lane_bits(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
+
 #include "tiers/dense.h"
 
 // ROWS x 64 dot products in registers (6 x 4 accumulators of the 32), then one comparison each.

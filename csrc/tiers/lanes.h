@@ -7,6 +7,7 @@
 
 typedef double Doubles __attribute__((vector_size(kVectorBytes)));
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
 typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
 typedef int32_t HalfInts __attribute__((vector_size(kVectorBytes / 2)));
 constexpr int kLanes = kVectorBytes / 8;  // doubles in a register

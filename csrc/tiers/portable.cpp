@@ -9,6 +9,13 @@ constexpr int kVectorBytes = 16;
 
 #include "tiers/body.h"
 
+// One bit for each lane of a comparison.
+inline unsigned lane_bits(Ints mask) {
+  unsigned bits = 0;
+  for (int lane = 0; lane < kVectorBytes / 4; ++lane) bits |= unsigned(mask[lane] & 1) << lane;
+  return bits;
+}
+
 #include "tiers/dense.h"
 
 void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
