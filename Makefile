@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 BUILT  := $(VENV)/.built
 
-.PHONY: help demo test test-slow lint bench build clean
+.PHONY: help demo test test-slow lint bench bench-cpu build clean
 help:          ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -41,6 +41,10 @@ bench: build   ## measure everything against everything a user would pick instea
 	mkdir -p out
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-json=out/bench.json
 	$(BIN)/mmfast bench out/bench.json
+
+bench-cpu: build ## measure the CPU engine beside the eager idiom and one X @ X.T
+	$(BIN)/python -m benchmarks.interleaved --preset cpu --json out/cpu.json
+	$(BIN)/mmfast bench out/cpu.json
 
 clean:         ## remove everything the other targets made
 	rm -rf $(VENV) build dist out *.egg-info mmfast/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache

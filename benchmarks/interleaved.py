@@ -6,12 +6,14 @@ a matrix product must take at least.
 
     python -m benchmarks.interleaved --rows 512 4096 --features 256 --density sparse half --json out/interleaved.json
     python -m benchmarks.interleaved --preset readme --json out/readme.json
+    python -m benchmarks.interleaved --preset cpu --json out/cpu.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -23,9 +25,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.data import DENSITIES, Exact, Problem, exact, make_problem
+from benchmarks.data import DENSITIES, EMBEDDINGS_VARIABLE, Exact, Problem, exact, make_problem
 from benchmarks.machine import command_line, dense_bytes, dense_flops, describe, peak_extra_memory
-from benchmarks.providers import OURS, PROVIDERS, Errors, Step, UnavailableError, check, set_up
+from benchmarks.providers import (
+    OURS,
+    PROVIDERS,
+    VARIANTS,
+    WITHOUT_PRUNING,
+    Errors,
+    Step,
+    UnavailableError,
+    check,
+    set_up,
+)
 
 YARDSTICK = "X @ X.T"
 FORMAT = "mmfast.interleaved/1"  # read by `mmfast bench`
@@ -50,6 +62,22 @@ README = [
     *(Case(4096, 256, density, WITHOUT_KEOPS, memory=False) for density in ("separated", "tenth", "half", "full")),
     Case(32768, 128, "sparse", (OURS,)),
 ]
+# The engine alone, over all that decides its time: rows, features, density, and pruning.
+CPU = [
+    *(Case(b, d, "sparse", (OURS, "eager"), memory=False) for b, d in ((2048, 128), (4096, 256), (8192, 512))),
+    *(Case(8192, 384, "embeddings", (OURS, "eager"), memory=False) for _ in range(EMBEDDINGS_VARIABLE in os.environ)),
+    *(Case(4096, 256, density, (OURS, "eager"), memory=False) for density in ("tenth", "half", "full")),
+    *(Case(b, d, "half", (OURS, "eager"), memory=False) for b, d in ((128, 128), (512, 256), (1024, 1024))),
+    *(Case(b, 128, "sparse", (OURS, "eager"), memory=False) for b in (32, 64, 128, 256)),
+    *(
+        Case(b, 256, density, (OURS, WITHOUT_PRUNING), memory=False)
+        for density in ("sparse", "separated")
+        for b in (1024, 2048, 4096, 8192, 16384)
+    ),
+    Case(65536, 256, "separated", (OURS, WITHOUT_PRUNING), memory=False),
+]
+PRESETS = {"readme": README, "cpu": CPU}
+YARDSTICK_MAX_ROWS = 32768  # 4 GB
 
 
 class Contestant(NamedTuple):
@@ -67,7 +95,7 @@ def line_up(problem: Problem, truth: Exact, names: Sequence[str], rounds: int) -
     contestants, reasons = [], []
     for name in names:
         try:
-            step = set_up(PROVIDERS[name], problem)
+            step = set_up((PROVIDERS | VARIANTS)[name], problem)
         except UnavailableError as reason:
             reasons.append(str(reason))
             continue
@@ -76,6 +104,8 @@ def line_up(problem: Problem, truth: Exact, names: Sequence[str], rounds: int) -
         seconds = time.perf_counter() - start
         contestants.append(_contestant(name, step, seconds, rounds, check(name, result, truth)))
     embeddings = problem.embeddings
+    if problem.rows > YARDSTICK_MAX_ROWS:
+        return contestants, reasons
 
     def product() -> tuple[torch.Tensor, torch.Tensor]:
         return embeddings, embeddings @ embeddings.T
@@ -114,9 +144,10 @@ def measure(case: Case, rounds: int, memory: bool, console: Console) -> list[dic
     """Return one record per provider, the yardstick last."""
     problem = make_problem(case.density, case.rows, case.features)
     truth = exact(problem)
-    fitting = [name for name in case.providers if case.rows <= PROVIDERS[name].max_rows]
+    asked = [(PROVIDERS | VARIANTS)[name] for name in case.providers]
+    fitting = [provider.name for provider in asked if case.rows <= provider.max_rows]
     contestants, reasons = line_up(problem, truth, fitting, rounds)
-    for provider in (PROVIDERS[name] for name in case.providers if name not in fitting):
+    for provider in (provider for provider in asked if provider.name not in fitting):
         reasons.append(f"{provider.name}: at most {provider.max_rows} rows ({provider.why_max})")
     for reason in reasons:
         console.print(f"left out, {reason}", style="dim", highlight=False)
@@ -172,7 +203,9 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
 
 def summary(records: Sequence[dict[str, Any]]) -> Table:
     """Return one line per case: our time, and every other's best time divided by our best."""
-    names = [name for name in (*PROVIDERS, YARDSTICK) if any(record["provider"] == name for record in records)]
+    names = [
+        name for name in (*PROVIDERS, *VARIANTS, YARDSTICK) if any(record["provider"] == name for record in records)
+    ]
     others = [name for name in names if name != OURS]
     result = Table("B × D", "data", "active", "mmfast ms", *(f"{name} ÷" for name in others), title="best ÷ our best")
     cases: dict[tuple[int, int, str], dict[str, dict[str, Any]]] = {}
@@ -190,24 +223,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.interleaved", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--preset", choices=["readme"], help="the cases of the README, instead of the next three")
+    parser.add_argument("--preset", choices=list(PRESETS), help="cases of this file, instead of the next three")
     parser.add_argument("--rows", type=int, nargs="+", default=[2048], metavar="B")
     parser.add_argument("--features", type=int, nargs="+", default=[256], metavar="D")
     parser.add_argument("--density", nargs="+", default=["sparse"], choices=list(DENSITIES), help=" | ".join(DENSITIES))
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="at most; slow providers have fewer")
-    parser.add_argument("--providers", metavar="A,B", help=f"some of: {','.join(PROVIDERS)}")
+    parser.add_argument("--providers", metavar="A,B", help=f"some of: {','.join([*PROVIDERS, *VARIANTS])}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a process per provider")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the results, for `mmfast bench`")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
-    names = args.providers.split(",") if args.providers else list(PROVIDERS)
-    if unknown := [name for name in names if name not in PROVIDERS]:
-        parser.error(f"no provider is called {', '.join(unknown)}; there are: {', '.join(PROVIDERS)}")
-    cases = README
+    known = [*PROVIDERS, *VARIANTS]
+    names = args.providers.split(",") if args.providers else known
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"no provider is called {', '.join(unknown)}; there are: {', '.join(known)}")
     if args.preset is None:
         cases = [Case(b, d, density) for density in args.density for d in args.features for b in args.rows]
+    else:
+        cases = PRESETS[args.preset]
     kept = [case._replace(providers=tuple(name for name in case.providers if name in names)) for case in cases]
     args.cases = [case for case in kept if case.providers]
     return args

@@ -96,6 +96,17 @@ def _mmfast(problem: Problem) -> Loss:
     return lambda x: mmfast.contrastive_loss(x, problem.labels, margin=problem.margin)
 
 
+def _without_pruning(problem: Problem) -> Loss:
+    def loss(x: Tensor) -> Tensor:
+        mmfast._C.enable_pruning(False)
+        try:
+            return mmfast.contrastive_loss(x, problem.labels, margin=problem.margin)
+        finally:
+            mmfast._C.enable_pruning(True)
+
+    return loss
+
+
 def _double_loop(problem: Problem) -> Loss:
     return lambda x: double_loop(x, problem.labels, problem.margin)
 
@@ -165,7 +176,7 @@ def _compile(loss: Loss, embeddings: Tensor) -> None:
     loss(embeddings.clone().requires_grad_()).backward()
 
 
-OURS = "mmfast"
+OURS, WITHOUT_PRUNING = "mmfast", "mmfast without pruning"
 MEMORY = "B × B matrices of more than 8 GB"
 
 PROVIDERS = {
@@ -180,3 +191,6 @@ PROVIDERS = {
         Provider("keops", _keops, 4096, "memory is linear in B, but a step takes more than ten seconds", compiles=True),
     )
 }
+
+# Ours with a part of the engine switched off, to see what that part is worth; run where it is named.
+VARIANTS = {WITHOUT_PRUNING: Provider(WITHOUT_PRUNING, _without_pruning, 1 << 20, "as mmfast")}

@@ -3,11 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <optional>
 
 #include "pair_hinge.h"
+#include "prune.h"
 #include "tier.h"
 
 namespace py = pybind11;
@@ -16,6 +20,9 @@ namespace {
 
 constexpr py::ssize_t kMaxFeatures = py::ssize_t(1) << 30;  // their number can be rounded up in 32 bits
 constexpr int kMaxThreads = 1024;                            // OpenMP ends the process where it cannot start as many
+
+// A forked child has none of its parent's threads, and OpenMP would wait for them for ever.
+std::atomic<bool> forked{false};
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;  // no forcecast: the wrapper converts, nothing is copied here
@@ -63,7 +70,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
   problem.margin = margin;
   problem.ignore_index = ignore_index;
   problem.reduction = parse_reduction(reduction);
-  problem.threads = std::clamp(threads, 1, kMaxThreads);
+  problem.threads = forked ? 1 : std::clamp(threads, 1, kMaxThreads);
   py::gil_scoped_release released;
   return mmfast::pair_hinge(problem);
 }
@@ -71,6 +78,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
   m.doc() = "The native engine of mmfast; use the functions of the package instead.";
   m.def("pair_hinge", &pair_hinge<float>, py::arg("x").noconvert(), py::arg("x_labels").noconvert(),
         py::arg("y").noconvert(), py::arg("y_labels").noconvert(), py::arg("margin"), py::arg("reduction"),
@@ -83,4 +91,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_tier", [] { return std::string(mmfast::current_tier().name); });
   m.def("cpu_tiers_available", &mmfast::available_tiers);
   m.def("select_cpu_tier", &mmfast::select_tier, py::arg("name"));
+  m.def("enable_pruning", &mmfast::enable_pruning, py::arg("enabled"), "For measuring what pruning saves.");
 }

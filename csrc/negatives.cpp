@@ -2,7 +2,10 @@
 #include "negatives.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
+#include <stdexcept>
+#include <string>
 
 #include "prune.h"
 #include "screen.h"
@@ -55,6 +58,7 @@ struct Scratch {
   std::vector<const T*> others = std::vector<const T*>(kBlock);
   std::vector<double*> other_sums = std::vector<double*>(kBlock);
   std::unique_ptr<DenseScratch> dense{sizeof(T) == 4 ? new DenseScratch : nullptr};
+  int64_t wrong = 0;  // decisions, where they are checked
   uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
 };
 
@@ -73,6 +77,14 @@ struct Side {
   double* sum(int64_t row) const { return sums ? sums + row * rows.features : nullptr; }
 };
 
+bool checking() {
+  static const bool on = [] {
+    const char* const setting = std::getenv("MMFAST_CHECK_SCREEN");
+    return setting && *setting && *setting != '0';
+  }();
+  return on;
+}
+
 // Anchors against others. In the self form both are the same rows.
 template <class T>
 struct Negatives {
@@ -85,13 +97,35 @@ struct Negatives {
 
   double tile(const Tile& tile, Scratch<T>& scratch, int64_t* active) const {
     const int64_t begin = anchors.begin(tile.x_block), count = anchors.end(tile.x_block) - begin;
-    if (!screen(tile, scratch)) return 0;
+    const bool any = screen(tile, scratch);
+    if (checking()) check_screened(tile, any, scratch);
+    if (!any) return 0;
     double loss = evaluate_dense(tile, scratch, active);
     for (int64_t r = 0; r < count; ++r) loss += evaluate_kept(tile, r, scratch, active);
     return loss;
   }
 
  private:
+  // Counts the wrong ones among decisions that a pair is active, or that it is not.
+  void check(int64_t i, int64_t j, bool decided, Scratch<T>& scratch) const {
+    double d2 = 0;
+    for (int k = 0; k < anchors.rows.features; ++k) {
+      const double difference = double(anchors.rows.row(i)[k]) - double(others.rows.row(j)[k]);
+      d2 += difference * difference;
+    }
+    scratch.wrong += decided != (d2 < margin);
+  }
+
+  void check_screened(const Tile& tile, bool any, Scratch<T>& scratch) const {
+    const int64_t begin = anchors.begin(tile.x_block), y_begin = others.begin(tile.y_block);
+    for (int64_t i = begin; i < anchors.end(tile.x_block); ++i)
+      for (int64_t j = y_begin; j < others.end(tile.y_block); ++j) {
+        if ((self && j <= i) || (j >= same_begin[i] && j < same_end[i])) continue;
+        const int64_t c = j - y_begin;
+        if (!any || !(scratch.masks[c / kPanel * kBlock + (i - begin)] >> c % kPanel & 1)) check(i, j, false, scratch);
+      }
+  }
+
   // Fills the masks, a column of `kBlock` for each panel of others; false: nothing is left.
   bool screen(const Tile& tile, Scratch<T>& scratch) const {
     const int64_t begin = anchors.begin(tile.x_block), end = anchors.end(tile.x_block);
@@ -212,7 +246,15 @@ struct Negatives {
         const int first = p * kBlock + a * kPanel;
         std::fill_n(dense.active + first, kPanel, 0);
         if (!(units[p] >> a & 1)) return;
-        for (int r = 0; r < rows && (doubtful_units[p] >> a & 1); ++r) {
+        const bool doubtful_unit = doubtful_units[p] >> a & 1;
+        for (int r = 0; checking() && r < rows; ++r)
+          for (uint64_t left = unit[r]; left; left &= left - 1) {
+            const uint64_t bit = left & -left;
+            const bool inactive = doubtful_unit && (dense.inactive[first + r] & bit);
+            if (inactive || !doubtful_unit || (dense.certain[first + r] & bit))
+              check(begin + a * kPanel + r, y_begin + p * kPanel + __builtin_ctzll(left), !inactive, scratch);
+          }
+        for (int r = 0; doubtful_unit && r < rows; ++r) {
           unit[r] &= ~dense.inactive[first + r];
           for (uint64_t doubtful = unit[r] & ~dense.certain[first + r]; doubtful; doubtful &= doubtful - 1) {
             const int c = __builtin_ctzll(doubtful);
@@ -310,6 +352,8 @@ NegativeResult run(const Negatives<T>& negatives, const Tournament& tournament, 
       }
     }
   }
+  for (const Scratch<T>& mine : scratch)
+    if (mine.wrong) throw std::logic_error("the screen misjudged " + std::to_string(mine.wrong) + " pairs: please report this");
   NegativeResult result;
   for (const NegativeResult& cell : cells) {
     result.sum += cell.sum;

@@ -31,7 +31,7 @@ struct PairHinge {
 };
 
 // Returns the loss. The gradients are written whole, rows that take no part as zeros. The result does not depend on the
-// number of threads. Throws only std::bad_alloc.
+// number of threads. Throws only std::bad_alloc and, where MMFAST_CHECK_SCREEN is set (negatives.h), std::logic_error.
 template <class T>
 double pair_hinge(const PairHinge<T>& problem);
 

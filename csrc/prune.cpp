@@ -2,6 +2,7 @@
 #include "prune.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "threads.h"
@@ -10,6 +11,8 @@ namespace mmfast {
 namespace {
 
 constexpr int64_t kRowsPerBall = 16;  // on average in a block; comparing smaller balls costs more than it saves
+
+std::atomic<bool> pruning{true};
 
 // Returns the radius. The centroid need only be near the mean; the radius is measured from it as it is stored: a
 // difference is off by 2^-53 of itself, and 1e-6 covers the sum over D of their squares. Squares that underflow are
@@ -40,6 +43,8 @@ double measure(const Rows<T>& x, Ball ball, double* centroid) {
 
 }  // namespace
 
+void enable_pruning(bool enabled) { pruning = enabled; }
+
 template <class T>
 Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_t block_rows,
                  const Quantiser& quantiser, const Tier& tier, int threads) {
@@ -51,7 +56,7 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
     const int64_t begin = block * block_rows, end = std::min(begin + block_rows, x.size());
     for (int64_t i = begin; i < end; i = out.balls.back().end) out.balls.push_back({i, std::min(class_end[i], end)});
     const int64_t count = int64_t(out.balls.size()) - out.first.back();
-    if (count > kPanel || count * kRowsPerBall > end - begin || quantiser.depth() == 0)
+    if (count > kPanel || count * kRowsPerBall > end - begin || quantiser.depth() == 0 || !pruning)
       out.balls.resize(out.first.back());
   }
   out.first.push_back(int64_t(out.balls.size()));

@@ -28,6 +28,9 @@ struct Balls {
   int count(int64_t block) const { return int(first[block + 1] - first[block]); }
 };
 
+// On by default; off, no balls are made and all pairs are screened. The result is the same.
+void enable_pruning(bool enabled);
+
 // class_end[i]: where the class of row i ends, in class order.
 template <class T>
 Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_t block_rows,

@@ -33,6 +33,7 @@ STYLES = {
     "pytorch-metric-learning": ("#CC79A7", "v"),
     "keops": ("#E69F00", "P"),
     "double loop": ("#56B4E9", "X"),
+    "mmfast without pruning": ("#666666", "o"),
     YARDSTICK: ("#777777", ""),
 }
 OTHERS = ("#999999", "*")

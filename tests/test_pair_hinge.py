@@ -399,3 +399,19 @@ def test_no_less_accurate_than_the_eager_idiom() -> None:
     assert abs(ours - exact) <= abs(theirs - exact) + 1e-7 * exact
     small = 4 * torch.finfo(torch.float32).eps * exact_gradient.norm()
     assert (our_gradient - exact_gradient).norm() <= (their_gradient - exact_gradient).norm() + small
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_residuals_that_meet_the_bound_prove_nothing(below: bool) -> None:
+    """Distances are longer than those of the digits by all that the residuals allow.
+
+    One feature of ±1 sets the scale, the others are ±1.49 digits. All pairs within 128 rows look active by their
+    digits; the half of them that differ are just beyond the margin, or just within it.
+    """
+    signs = torch.tensor([1.0, -1.0])
+    x = torch.full((256, 257), 1.49 / 63)
+    x *= signs[torch.arange(256) % 2, None]
+    x[:, 0] = signs[torch.arange(256) // 128]
+    d2 = float((x[0].double() - x[1].double()).square().sum())
+    p = problem(256, 257)
+    assert_exact({**p, "embeddings": x, "labels": torch.arange(256), "margin": d2 * (1 - 1e-6 if below else 1 + 1e-6)})
