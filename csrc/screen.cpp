@@ -56,6 +56,15 @@ void Quantiser::pack(const int8_t* digits, int64_t count, uint8_t* panel) const 
     }
 }
 
+void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int count, const Quantised& others,
+                  int64_t column, Limit limit, uint64_t* masks) {
+  const bool active = limit == Limit::kActive;
+  tier.screen(anchors.rows.data() + row * anchors.depth,
+              (active ? anchors.active_bounds : anchors.bounds).data() + row, count,
+              others.panels.data() + column * others.depth, others.inverse.data() + column,
+              (active ? others.active_weighted : others.weighted).data() + column, others.depth, masks);
+}
+
 template <class T>
 Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier& tier, bool as_anchors, bool as_others,
                         int threads) {

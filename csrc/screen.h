@@ -96,6 +96,12 @@ class Quantiser {
   double margin_;  // in the frame's unit
 };
 
+// Fills masks, (count,), for the anchors from `row` on and the panel of others that begins at `column`: a bit is 0 only
+// if its pair is certainly inactive, or with kActive is 1 only if its pair is certainly active.
+enum class Limit { kInactive, kActive };
+void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int count, const Quantised& others,
+                  int64_t column, Limit limit, uint64_t* masks);
+
 template <class T>
 Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier& tier, bool as_anchors, bool as_others,
                         int threads);

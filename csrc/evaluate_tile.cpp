@@ -1,0 +1,224 @@
+// The pairs that the screen left of a tile: units with many active pairs by masks (tiers/dense.h), the rest one by one.
+#include <algorithm>
+
+#include "tile.h"
+
+namespace mmfast {
+namespace {
+
+// Of kPanel x kPanel pairs, the share of active ones from which the masked product is less work than pair by pair, from
+// 64 to 1024 features. Candidates are held to the same share: were it another, how a unit is summed would depend on how
+// well a tier screens, and so would the last bits of the result.
+constexpr double kDense = 0.07;
+constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the screen may prove all of them active
+// The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
+constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
+
+double evaluate(const Tier& tier, const Candidates<float>& c, int64_t* active) { return tier.evaluate_f32(c, active); }
+double evaluate(const Tier& tier, const Candidates<double>& c, int64_t* active) {
+  return tier.evaluate_f64(c, active);
+}
+
+int64_t ones(const uint64_t* masks, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t r = 0; r < count; ++r) sum += __builtin_popcountll(masks[r]);
+  return sum;
+}
+
+// A panel of the tile's anchors against a panel of its others.
+struct Unit {
+  int anchor_panel, other_panel;
+  int rows;
+  double pairs;
+  int first;  // of its mask words
+
+  bool in(const uint8_t* units) const { return units[other_panel] >> anchor_panel & 1; }
+  void put_into(uint8_t* units) const { units[other_panel] |= uint8_t(1 << anchor_panel); }
+};
+
+// Evaluates the units of a tile that hold many active pairs, and takes them out of the masks.
+class DenseEvaluation {
+ public:
+  DenseEvaluation(const Negatives<float>& negatives, const Tile& tile, Scratch<float>& scratch)
+      : n_(negatives),
+        scratch_(scratch),
+        dense_(*scratch.dense),
+        begin_(n_.anchors.begin(tile.x_block)),
+        other_begin_(n_.others.begin(tile.y_block)),
+        count_(int(n_.anchors.end(tile.x_block) - begin_)),
+        other_count_(int(n_.others.end(tile.y_block) - other_begin_)) {}
+
+  double evaluate(int64_t* active) {
+    choose();
+    if (!any_) return 0;
+    list_rows();
+    if (any_doubtful_)
+      n_.tier.compare({dense_.anchors, dense_.others, count_, other_count_, features(), n_.frame.centre.data(),
+                       n_.frame.unit, n_.margin, doubtful_, dense_.inactive, dense_.certain, dense_.comparison});
+    int64_t found = 0;
+    for_units([&](const Unit& unit) { found += take(unit); });
+    if (!found) return 0;
+    *active += found;
+    const DenseResult result = n_.tier.accumulate(
+        {dense_.anchors, dense_.others, n_.anchors.sums ? dense_.anchor_sums : nullptr,
+         n_.others.sums ? dense_.other_sums : nullptr, dense_.active, count_, other_count_, features(), dense_.sums});
+    const double loss = n_.margin * double(found) - result.squares;
+    const bool accurate =
+        result.spread <= kLargestSpread * n_.margin && loss >= kSmallestLoss * n_.margin * double(found);
+    return accurate ? loss : pair_by_pair();
+  }
+
+ private:
+  int features() const { return n_.anchors.rows.features; }
+
+  template <class F>
+  void for_units(F&& f) const {
+    for (int p = 0; p * kPanel < other_count_; ++p)
+      for (int a = 0; a * kPanel < count_; ++a) {
+        const int rows = std::min(kPanel, count_ - a * kPanel), columns = std::min(kPanel, other_count_ - p * kPanel);
+        f(Unit{a, p, rows, double(rows) * columns, p * kBlock + a * kPanel});
+      }
+  }
+
+  // Finds the units with many candidates, and among them those that products have to decide.
+  void choose() {
+    for_units([&](const Unit& unit) {
+      const double share = double(ones(masks(unit), unit.rows)) / unit.pairs;
+      if (share < kDense) return;
+      unit.put_into(units_);
+      any_ = true;
+      if (share >= kNearlyFull && all_active(unit)) return;
+      unit.put_into(doubtful_);
+      any_doubtful_ = true;
+    });
+  }
+
+  // True only if the screen proves all candidates of a unit active.
+  bool all_active(const Unit& unit) const {
+    uint64_t active[kPanel], doubtful = 0;
+    screen_panel(n_.tier, n_.anchors.q, begin_ + unit.anchor_panel * kPanel, unit.rows, n_.others.q,
+                 other_begin_ + unit.other_panel * kPanel, Limit::kActive, active);
+    for (int r = 0; r < unit.rows; ++r) doubtful |= masks(unit)[r] & ~active[r];
+    return doubtful == 0;
+  }
+
+  void list_rows() {
+    for (int r = 0; r < count_; ++r) {
+      dense_.anchors[r] = n_.anchors.rows.row(begin_ + r);
+      dense_.anchor_sums[r] = n_.anchors.sum(begin_ + r);
+    }
+    for (int c = 0; c < other_count_; ++c) {
+      dense_.others[c] = n_.others.rows.row(other_begin_ + c);
+      dense_.other_sums[c] = n_.others.sum(other_begin_ + c);
+    }
+  }
+
+  // Moves a unit's active pairs from the masks to those of the dense sums if they are many; returns how many it moved.
+  int64_t take(const Unit& unit) {
+    std::fill_n(dense_.active + unit.first, kPanel, 0);
+    if (!unit.in(units_)) return 0;
+    if (checking()) check(unit);
+    if (unit.in(doubtful_)) decide(unit);
+    const int64_t found = ones(masks(unit), unit.rows);
+    if (double(found) < kDense * unit.pairs) return 0;  // left to evaluate_kept
+    std::copy_n(masks(unit), unit.rows, dense_.active + unit.first);
+    std::fill_n(masks(unit), unit.rows, 0);
+    return found;
+  }
+
+  // Takes the inactive pairs of a compared unit out of the masks.
+  void decide(const Unit& unit) {
+    for (int r = 0; r < unit.rows; ++r) {
+      uint64_t& mask = masks(unit)[r];
+      mask &= ~dense_.inactive[unit.first + r];
+      for (uint64_t left = mask & ~dense_.certain[unit.first + r]; left; left &= left - 1) {
+        const int c = __builtin_ctzll(left);
+        const float* const anchor = dense_.anchors[unit.anchor_panel * kPanel + r];
+        const float* const other = dense_.others[unit.other_panel * kPanel + c];
+        if (!n_.tier.is_active(anchor, other, features(), n_.margin)) mask &= ~(uint64_t(1) << c);
+      }
+    }
+  }
+
+  // Checks what the screen or the products decided; what they left open is_active decides, in float64 as the check.
+  void check(const Unit& unit) {
+    for (int r = 0; r < unit.rows; ++r)
+      for (uint64_t left = masks(unit)[r]; left; left &= left - 1) {
+        const uint64_t bit = left & -left;
+        const bool compared = unit.in(doubtful_), inactive = compared && (dense_.inactive[unit.first + r] & bit);
+        if (compared && !inactive && !(dense_.certain[unit.first + r] & bit)) continue;
+        check_decision(n_, begin_ + unit.anchor_panel * kPanel + r,
+                       other_begin_ + unit.other_panel * kPanel + __builtin_ctzll(left), !inactive, scratch_);
+      }
+  }
+
+  // The loss of the dense sums' pairs.
+  double pair_by_pair() {
+    double loss = 0;
+    int64_t counted = 0;
+    for (int r = 0; r < count_; ++r) {
+      int chosen = 0;
+      for (int p = 0; p * kPanel < other_count_; ++p)
+        for (uint64_t left = dense_.active[p * kBlock + r]; left; left &= left - 1)
+          scratch_.others[chosen++] = dense_.others[p * kPanel + __builtin_ctzll(left)];
+      const Candidates<float> pairs = {dense_.anchors[r], scratch_.others.data(), nullptr, nullptr, chosen, features(),
+                                       n_.margin};
+      loss += mmfast::evaluate(n_.tier, pairs, &counted);
+    }
+    return loss;
+  }
+
+  uint64_t* masks(const Unit& unit) const { return scratch_.masks.data() + unit.first; }
+
+  const Negatives<float>& n_;
+  Scratch<float>& scratch_;
+  DenseScratch& dense_;
+  const int64_t begin_, other_begin_;
+  const int count_, other_count_;
+  uint8_t units_[kBlockPanels] = {}, doubtful_[kBlockPanels] = {};  // as Comparison's (tier.h)
+  bool any_ = false, any_doubtful_ = false;
+};
+
+double evaluate_dense(const Negatives<float>& n, const Tile& tile, Scratch<float>& scratch, int64_t* active) {
+  return DenseEvaluation(n, tile, scratch).evaluate(active);
+}
+double evaluate_dense(const Negatives<double>&, const Tile&, Scratch<double>&, int64_t*) { return 0; }
+
+// What the masks still hold of an anchor's row, pair by pair.
+template <class T>
+double evaluate_kept(const Negatives<T>& n, const Tile& tile, int64_t r, Scratch<T>& scratch, int64_t* active) {
+  const Side<T>&anchors = n.anchors, &others = n.others;
+  const int64_t y_begin = others.begin(tile.y_block), y_end = others.end(tile.y_block);
+  int found = 0;
+  for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel)
+    for (uint64_t mask = scratch.masks[p * kBlock + r]; mask; mask &= mask - 1) {
+      const int64_t j = column + __builtin_ctzll(mask);
+      scratch.others[found] = others.rows.row(j);
+      scratch.other_sums[found] = others.sum(j);
+      ++found;
+    }
+  if (!found) return 0;
+  const int64_t i = anchors.begin(tile.x_block) + r;
+  const Candidates<T> candidates = {anchors.rows.row(i),
+                                    scratch.others.data(),
+                                    anchors.sum(i),
+                                    others.sums ? scratch.other_sums.data() : nullptr,
+                                    found,
+                                    anchors.rows.features,
+                                    n.margin};
+  return evaluate(n.tier, candidates, active);
+}
+}  // namespace
+
+template <class T>
+double evaluate_tile(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch, int64_t* active) {
+  double loss = evaluate_dense(n, tile, scratch, active);
+  const int64_t rows = n.anchors.end(tile.x_block) - n.anchors.begin(tile.x_block);
+  for (int64_t r = 0; r < rows; ++r) loss += evaluate_kept(n, tile, r, scratch, active);
+  return loss;
+}
+
+template double evaluate_tile(const Negatives<float>&, const Tile&, Scratch<float>&, int64_t*);
+template double evaluate_tile(const Negatives<double>&, const Tile&, Scratch<double>&, int64_t*);
+
+}  // namespace mmfast
