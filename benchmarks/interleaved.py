@@ -28,9 +28,9 @@ from rich.table import Table
 from benchmarks.data import DENSITIES, EMBEDDINGS_VARIABLE, Exact, Problem, exact, make_problem
 from benchmarks.machine import command_line, dense_bytes, dense_flops, describe, peak_extra_memory
 from benchmarks.providers import (
+    EVERY,
     OURS,
     PROVIDERS,
-    VARIANTS,
     WITHOUT_PRUNING,
     Errors,
     Step,
@@ -63,18 +63,22 @@ README = [
     Case(32768, 128, "sparse", (OURS,)),
 ]
 # The engine alone, over all that decides its time: rows, features, density, and pruning.
+BESIDE_EAGER = [
+    *(Case(rows, 128, "sparse") for rows in (32, 64, 128, 256, 2048)),
+    Case(8192, 512, "sparse"),
+    *([Case(8192, 384, "embeddings")] if EMBEDDINGS_VARIABLE in os.environ else []),
+    *(Case(4096, 256, density) for density in ("tenth", "half", "full")),
+    *(Case(rows, features, "half") for rows, features in ((128, 128), (512, 256), (1024, 1024))),
+]
+WITH_AND_WITHOUT_PRUNING = [
+    *(Case(rows, 256, density) for density in ("sparse", "separated") for rows in (1024, 2048, 8192, 16384)),
+    Case(4096, 256, "separated"),
+    Case(65536, 256, "separated"),
+]
 CPU = [
-    *(Case(b, d, "sparse", (OURS, "eager"), memory=False) for b, d in ((2048, 128), (4096, 256), (8192, 512))),
-    *(Case(8192, 384, "embeddings", (OURS, "eager"), memory=False) for _ in range(EMBEDDINGS_VARIABLE in os.environ)),
-    *(Case(4096, 256, density, (OURS, "eager"), memory=False) for density in ("tenth", "half", "full")),
-    *(Case(b, d, "half", (OURS, "eager"), memory=False) for b, d in ((128, 128), (512, 256), (1024, 1024))),
-    *(Case(b, 128, "sparse", (OURS, "eager"), memory=False) for b in (32, 64, 128, 256)),
-    *(
-        Case(b, 256, density, (OURS, WITHOUT_PRUNING), memory=False)
-        for density in ("sparse", "separated")
-        for b in (1024, 2048, 4096, 8192, 16384)
-    ),
-    Case(65536, 256, "separated", (OURS, WITHOUT_PRUNING), memory=False),
+    *(case._replace(providers=(OURS, "eager"), memory=False) for case in BESIDE_EAGER),
+    *(case._replace(providers=(OURS, WITHOUT_PRUNING), memory=False) for case in WITH_AND_WITHOUT_PRUNING),
+    Case(4096, 256, "sparse", (OURS, "eager", WITHOUT_PRUNING), memory=False),
 ]
 PRESETS = {"readme": README, "cpu": CPU}
 YARDSTICK_MAX_ROWS = 32768  # 4 GB
@@ -95,7 +99,7 @@ def line_up(problem: Problem, truth: Exact, names: Sequence[str], rounds: int) -
     contestants, reasons = [], []
     for name in names:
         try:
-            step = set_up((PROVIDERS | VARIANTS)[name], problem)
+            step = set_up(EVERY[name], problem)
         except UnavailableError as reason:
             reasons.append(str(reason))
             continue
@@ -144,7 +148,7 @@ def measure(case: Case, rounds: int, memory: bool, console: Console) -> list[dic
     """Return one record per provider, the yardstick last."""
     problem = make_problem(case.density, case.rows, case.features)
     truth = exact(problem)
-    asked = [(PROVIDERS | VARIANTS)[name] for name in case.providers]
+    asked = [EVERY[name] for name in case.providers]
     fitting = [provider.name for provider in asked if case.rows <= provider.max_rows]
     contestants, reasons = line_up(problem, truth, fitting, rounds)
     for provider in (provider for provider in asked if provider.name not in fitting):
@@ -203,9 +207,7 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
 
 def summary(records: Sequence[dict[str, Any]]) -> Table:
     """Return one line per case: our time, and every other's best time divided by our best."""
-    names = [
-        name for name in (*PROVIDERS, *VARIANTS, YARDSTICK) if any(record["provider"] == name for record in records)
-    ]
+    names = [name for name in (*EVERY, YARDSTICK) if any(record["provider"] == name for record in records)]
     others = [name for name in names if name != OURS]
     result = Table("B × D", "data", "active", "mmfast ms", *(f"{name} ÷" for name in others), title="best ÷ our best")
     cases: dict[tuple[int, int, str], dict[str, dict[str, Any]]] = {}
@@ -228,17 +230,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--features", type=int, nargs="+", default=[256], metavar="D")
     parser.add_argument("--density", nargs="+", default=["sparse"], choices=list(DENSITIES), help=" | ".join(DENSITIES))
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="at most; slow providers have fewer")
-    parser.add_argument("--providers", metavar="A,B", help=f"some of: {','.join([*PROVIDERS, *VARIANTS])}")
+    parser.add_argument("--providers", metavar="A,B", help=f"some of: {','.join(EVERY)}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a process per provider")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the results, for `mmfast bench`")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
-    known = [*PROVIDERS, *VARIANTS]
-    names = args.providers.split(",") if args.providers else known
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"no provider is called {', '.join(unknown)}; there are: {', '.join(known)}")
+    names = args.providers.split(",") if args.providers else list(EVERY)
+    if unknown := [name for name in names if name not in EVERY]:
+        parser.error(f"no provider is called {', '.join(unknown)}; there are: {', '.join(EVERY)}")
     if args.preset is None:
         cases = [Case(b, d, density) for density in args.density for d in args.features for b in args.rows]
     else:

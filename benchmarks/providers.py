@@ -193,4 +193,4 @@ PROVIDERS = {
 }
 
 # Ours with a part of the engine switched off, to see what that part is worth; run where it is named.
-VARIANTS = {WITHOUT_PRUNING: Provider(WITHOUT_PRUNING, _without_pruning, 1 << 20, "as mmfast")}
+EVERY = PROVIDERS | {WITHOUT_PRUNING: Provider(WITHOUT_PRUNING, _without_pruning, 1 << 20, "as mmfast")}
