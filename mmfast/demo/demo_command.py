@@ -15,7 +15,7 @@ from mmfast.demo.pairs import Dataset
 from mmfast.demo.timing import Timing, time_losses
 
 # Measured so that the whole demo ends within 5 minutes (emoji) and 30 seconds (digits) on two cores.
-DEFAULT_EPOCHS = {"emoji": 100, "digits": 10}
+DEFAULT_EPOCHS = {"emoji": 85, "digits": 10}
 MARGIN = 1.0
 
 

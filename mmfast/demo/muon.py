@@ -58,7 +58,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                state = self.state[parameter]
+                if not state:
+                    state["mean"] = torch.zeros_like(parameter)
+                mean = state["mean"]
                 mean.lerp_(parameter.grad, 1 - group["momentum"])
                 step = orthogonalised(parameter.grad.lerp(mean, group["momentum"]))
                 widening = max(1.0, step.shape[0] / step[0].numel()) ** 0.5
