@@ -6,47 +6,34 @@
 #include <numeric>
 
 #include "threads.h"
+#include "tier.h"
 
 namespace mmfast {
 namespace {
 
 // mean[k] = mean of (row - origin); returns the sum of |row - origin - mean|^2.
 template <class T>
-double centre(const Rows<T>& x, int64_t begin, int64_t end, const T* origin, double* mean) {
+double centre(const Tier& tier, const Rows<T>& x, int64_t begin, int64_t end, const T* origin, double* mean) {
   const int features = x.features;
+  const RowKernels<T>& rows = kernels(tier, origin);
   std::fill(mean, mean + features, 0.0);
-  for (int64_t i = begin; i < end; ++i) {
-    const T* row = x.row(i);
-    for (int k = 0; k < features; ++k) mean[k] += double(row[k]) - double(origin[k]);
-  }
+  for (int64_t i = begin; i < end; ++i) rows.add_deviation(x.row(i), origin, features, mean);
   for (int k = 0; k < features; ++k) mean[k] /= double(end - begin);
   double sum = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    const T* row = x.row(i);
-    double row_sum = 0;
-    for (int k = 0; k < features; ++k) {
-      const double deviation = (double(row[k]) - double(origin[k])) - mean[k];
-      row_sum += deviation * deviation;
-    }
-    sum += row_sum;
-  }
+  for (int64_t i = begin; i < end; ++i) sum += rows.squared_deviation(x.row(i), origin, mean, features);
   return sum;
 }
 
 // gradient[i] = positive * (x_i - origin - mean) - negative * sums[i]
 template <class T>
-void combine(const Rows<T>& x, int64_t begin, int64_t end, const T* origin, const double* mean, double positive,
-             double negative, Gradient<T> gradient) {
+void combine(const Tier& tier, const Rows<T>& x, int64_t begin, int64_t end, const T* origin, const double* mean,
+             double positive, double negative, Gradient<T> gradient) {
   if (!gradient.rows) return;
-  const int features = x.features;
+  if (positive == 0) origin = nullptr;
   for (int64_t i = begin; i < end; ++i) {
-    const T* const row = x.row(i);
-    const double* const sums = gradient.sums ? gradient.sums + i * features : nullptr;
-    T* const out = gradient.rows + int64_t(x.order[i]) * features;
-    for (int k = 0; k < features; ++k) {
-      const double deviation = positive == 0 ? 0.0 : (double(row[k]) - double(origin[k])) - mean[k];
-      out[k] = T(positive * deviation - negative * (sums ? sums[k] : 0.0));
-    }
+    const double* const sums = gradient.sums ? gradient.sums + i * x.features : nullptr;
+    kernels(tier, origin).combine({x.row(i), origin, mean, sums, positive, negative, x.features,
+                                   gradient.rows + int64_t(x.order[i]) * x.features});
   }
 }
 
@@ -124,6 +111,7 @@ template <class T>
 double positive_sum_and_gradient(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes,
                                  double positive_weight, double negative_weight, Gradient<T> x_gradient,
                                  Gradient<T> y_gradient, int threads) {
+  const Tier& tier = current_tier();
   const int features = x.features;
   std::vector<double> sums(classes.size(), 0.0), means(size_t(threads) * 2 * features);
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
@@ -133,17 +121,17 @@ double positive_sum_and_gradient(const Rows<T>& x, const Rows<T>* y, const std::
     const int64_t n = range.x_end - range.x_begin, m = range.y_end - range.y_begin;
     const T* const origin = n ? x.row(range.x_begin) : nullptr;
     if (!y) {
-      if (n > 1) sums[c] = 2.0 * double(n) * centre(x, range.x_begin, range.x_end, origin, mean);
+      if (n > 1) sums[c] = 2.0 * double(n) * centre(tier, x, range.x_begin, range.x_end, origin, mean);
       const double weight = n > 1 ? 4.0 * double(n) * positive_weight : 0.0;
-      combine(x, range.x_begin, range.x_end, origin, mean, weight, negative_weight, x_gradient);
+      combine(tier, x, range.x_begin, range.x_end, origin, mean, weight, negative_weight, x_gradient);
       continue;
     }
     double* const other_mean = mean + features;
     const T* const other_origin = m ? y->row(range.y_begin) : nullptr;
     const bool both = n > 0 && m > 0;
     if (both) {
-      double sum = double(m) * centre(x, range.x_begin, range.x_end, origin, mean);
-      sum += double(n) * centre(*y, range.y_begin, range.y_end, other_origin, other_mean);
+      double sum = double(m) * centre(tier, x, range.x_begin, range.x_end, origin, mean);
+      sum += double(n) * centre(tier, *y, range.y_begin, range.y_end, other_origin, other_mean);
       double between = 0;
       for (int k = 0; k < features; ++k) {
         const double difference = (double(origin[k]) - double(other_origin[k])) + (mean[k] - other_mean[k]);
@@ -153,8 +141,8 @@ double positive_sum_and_gradient(const Rows<T>& x, const Rows<T>* y, const std::
     }
     const double x_weight = both ? 2.0 * double(m) * positive_weight : 0.0;
     const double y_weight = both ? 2.0 * double(n) * positive_weight : 0.0;
-    combine(x, range.x_begin, range.x_end, other_origin, other_mean, x_weight, negative_weight, x_gradient);
-    combine(*y, range.y_begin, range.y_end, origin, mean, y_weight, negative_weight, y_gradient);
+    combine(tier, x, range.x_begin, range.x_end, other_origin, other_mean, x_weight, negative_weight, x_gradient);
+    combine(tier, *y, range.y_begin, range.y_end, origin, mean, y_weight, negative_weight, y_gradient);
   }
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }

@@ -14,11 +14,6 @@ constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the sc
 // The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
 constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
 
-double evaluate(const Tier& tier, const Candidates<float>& c, int64_t* active) { return tier.evaluate_f32(c, active); }
-double evaluate(const Tier& tier, const Candidates<double>& c, int64_t* active) {
-  return tier.evaluate_f64(c, active);
-}
-
 int64_t ones(const uint64_t* masks, int64_t count) {
   int64_t sum = 0;
   for (int64_t r = 0; r < count; ++r) sum += __builtin_popcountll(masks[r]);
@@ -49,19 +44,22 @@ class DenseEvaluation {
         other_count_(int(n_.others.end(tile.y_block) - other_begin_)) {}
 
   double evaluate(int64_t* active) {
+    if (n_.anchors.q.depth == 0) return 0;  // nothing was screened, and nothing is decided in numbers
     choose();
     if (!any_) return 0;
     list_rows();
     if (any_doubtful_)
-      n_.tier.compare({dense_.anchors, dense_.others, count_, other_count_, features(), n_.frame.centre.data(),
-                       n_.frame.unit, n_.margin, doubtful_, dense_.inactive, dense_.certain, dense_.comparison});
+      n_.tier.compare({dense_.anchors, dense_.others, count_, other_count_, features(),
+                       n_.anchors.q.steps.data() + begin_, n_.others.q.steps.data() + other_begin_,
+                       n_.frame.centre_f32.data(), float(n_.frame.unit), n_.margin * n_.frame.unit * n_.frame.unit,
+                       doubtful_, dense_.inactive, dense_.certain, dense_.comparison});
     int64_t found = 0;
     for_units([&](const Unit& unit) { found += take(unit); });
     if (!found) return 0;
     *active += found;
     const DenseResult result = n_.tier.accumulate(
         {dense_.anchors, dense_.others, n_.anchors.sums ? dense_.anchor_sums : nullptr,
-         n_.others.sums ? dense_.other_sums : nullptr, dense_.active, count_, other_count_, features(), dense_.sums});
+         n_.others.sums ? dense_.other_sums : nullptr, dense_.active, count_, other_count_, features(), n_.margin, dense_.sums});
     const double loss = n_.margin * double(found) - result.squares;
     const bool accurate =
         result.spread <= kLargestSpread * n_.margin && loss >= kSmallestLoss * n_.margin * double(found);
@@ -163,7 +161,7 @@ class DenseEvaluation {
           scratch_.others[chosen++] = dense_.others[p * kPanel + __builtin_ctzll(left)];
       const Candidates<float> pairs = {dense_.anchors[r], scratch_.others.data(), nullptr, nullptr, chosen, features(),
                                        n_.margin};
-      loss += mmfast::evaluate(n_.tier, pairs, &counted);
+      loss += n_.tier.f32.evaluate(pairs, &counted);
     }
     return loss;
   }
@@ -206,7 +204,7 @@ double evaluate_kept(const Negatives<T>& n, const Tile& tile, int64_t r, Scratch
                                     found,
                                     anchors.rows.features,
                                     n.margin};
-  return evaluate(n.tier, candidates, active);
+  return kernels(n.tier, candidates.anchor).evaluate(candidates, active);
 }
 }  // namespace
 

@@ -61,6 +61,7 @@ template <class T>
 Frame common_frame(const Rows<T>& x, const Rows<T>* y, int threads) {
   Frame frame;
   frame.centre.assign(x.features, 0.0);
+  frame.centre_f32.assign(x.features, 0.0f);
   frame.finite = all_finite(x, threads) && (!y || all_finite(*y, threads));
   std::vector<const T*> sample;
   add_sample(x, sample);
@@ -83,7 +84,10 @@ Frame common_frame(const Rows<T>& x, const Rows<T>* y, int threads) {
     if (kept == sample.size() || kept == 0) break;
     sample.resize(kept);
   }
-  if (median > 0) frame.unit = std::ldexp(1.0, std::clamp(-std::ilogb(median), -1000, 1000));
+  for (double& c : frame.centre) c = T(c);
+  frame.centre_f32.assign(frame.centre.begin(), frame.centre.end());
+  const int lowest = sizeof(T) == 4 ? -120 : -900, highest = sizeof(T) == 4 ? 80 : 900;  // see quantise (tiers/body.h)
+  if (median > 0) frame.unit = std::ldexp(1.0, std::clamp(-std::ilogb(median), lowest, highest));
   return frame;
 }
 

@@ -18,7 +18,8 @@ struct Rows {
 
 // The common translation and scaling of both sides. Any frame is right; one that fits most rows screens best.
 struct Frame {
-  std::vector<double> centre;  // (D,)
+  std::vector<double> centre;  // (D,), rounded to the type of the rows
+  std::vector<float> centre_f32;  // the same, for rows of float
   double unit = 1;             // a power of two that brings typical rows to about 1
   bool finite = true;          // every value of every row is finite
 };

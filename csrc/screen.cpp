@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "threads.h"
@@ -18,41 +19,43 @@ Quantiser::Quantiser(const Frame& frame, double margin, const Tier& tier)
       margin_(margin * frame.unit * frame.unit) {}
 
 Bounds Quantiser::quantise(const float* row, double radius, int8_t* digits) const {
-  return bounds(tier_.quantise_f32(row, frame_.centre.data(), features_, frame_.unit, tier_.qmax, digits), radius,
-                digits);
+  return bounds(tier_.f32.quantise(row, frame_.centre_f32.data(), features_, float(frame_.unit), tier_.qmax, digits),
+                radius, digits);
 }
 
 Bounds Quantiser::quantise(const double* row, double radius, int8_t* digits) const {
-  return bounds(tier_.quantise_f64(row, frame_.centre.data(), features_, frame_.unit, tier_.qmax, digits), radius,
+  return bounds(tier_.f64.quantise(row, frame_.centre.data(), features_, frame_.unit, tier_.qmax, digits), radius,
                 digits);
 }
 
 Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
   std::fill(digits + features_, digits + depth_, int8_t(0));
-  const double n = r.scale * r.scale * double(r.sum_squares), e = r.residual + radius * frame_.unit;
-  const double t = margin_ / 2 + 2 * std::sqrt(margin_) * e + 2 * e * e;
-  double a = n - t - 16 * 0x1p-24 * (n + t) - 1e-30;
-  const double reach = 2 * std::sqrt(margin_) * e;
-  double b = n - margin_ / 2 + reach + 16 * 0x1p-24 * (n + margin_ / 2 + reach) + 1e-30;
-  // Written so that NaN fails it too: such a row is looked at in every pair.
-  const bool screenable = screened_ && std::abs(a) < 1e30 && r.scale < 0x1p40;
-  if (!screenable) {
+  Limits l = kNoLimits;
+  if (screened_ && r.scale < 0x1p40)
+    l = limits(r.scale * r.scale * double(r.sum_squares), r.residual + radius * frame_.unit, margin_);
+  float step = 0;
+  if (l.inactive > kNoLimits.inactive) {
+    step = float(std::max({r.norm / (46300 - 0.53 * std::sqrt(double(features_))), r.largest / 32700, 0x1p-40}));
+  } else {
     std::fill(digits, digits + depth_, int8_t(0));
     r.sum = 0;
     r.scale = 1;
-    a = -std::numeric_limits<double>::infinity();
   }
-  if (!screenable || !(std::abs(b) < 1e25)) b = std::numeric_limits<double>::infinity();
   const float v = float(2 * r.scale);
   const int32_t start = -tier_.offset * r.sum;
-  return {{v, float(a), start}, {v, float(b), start}, float(1 / r.scale), float(a / r.scale), float(b / r.scale)};
+  return {{v, float(l.inactive), start}, {v, float(l.active), start},     float(1 / r.scale),
+          float(l.inactive / r.scale),   float(l.active / r.scale), step};
 }
 
+// Four digits to a word: the offset is added without carries between them.
 void Quantiser::pack(const int8_t* digits, int64_t count, uint8_t* panel) const {
-  for (int64_t c = 0; c < count; ++c)
-    for (int k = 0; k < depth_; k += 4) {
-      uint8_t* const four = panel + (int64_t(k / 4) * kPanel + c) * 4;
-      for (int b = 0; b < 4; ++b) four[b] = uint8_t(digits[c * depth_ + k + b] + tier_.offset);
+  const uint32_t high = 0x80808080u, offset = uint32_t(tier_.offset) * 0x01010101u;
+  for (int k = 0; k < depth_; k += 4)
+    for (int64_t c = 0; c < count; ++c) {
+      uint32_t four;
+      std::memcpy(&four, digits + c * depth_ + k, 4);
+      four = ((four & ~high) + (offset & ~high)) ^ ((four ^ offset) & high);
+      std::memcpy(panel + (int64_t(k) * kPanel + c * 4), &four, 4);
     }
 }
 
@@ -83,6 +86,7 @@ Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier
       int8_t* const digits = as_anchors ? out.rows.data() + begin * depth : mine;
       for (int64_t r = 0; r < count; ++r) {
         const Bounds bounds = quantiser.quantise(x.row(begin + r), 0, digits + r * depth);
+        out.steps[begin + r] = bounds.step;
         if (as_anchors) out.bounds[begin + r] = bounds.anchor, out.active_bounds[begin + r] = bounds.active_anchor;
         if (!as_others) continue;
         out.inverse[begin + r] = bounds.inverse;

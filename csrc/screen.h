@@ -47,8 +47,10 @@ struct Quantised {
     rows.resize(size * depth);
     bounds.resize(size);
     active_bounds.resize(size);
+    steps.resize(size);
   }
   void make_panels(int64_t count, int offset) {
+    steps.resize(count * kPanel);
     panels.assign(count * kPanel * depth, uint8_t(offset));
     inverse.assign(count * kPanel, 1.0f);
     weighted.assign(count * kPanel, 0.0f);
@@ -63,12 +65,14 @@ struct Quantised {
   std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
   std::vector<RowBound> active_bounds;  // as bounds and weighted, with b in the place of a
   std::vector<float> active_weighted;
+  std::vector<float> steps;       // s of digits of 16 bits; 0: the row is not to be decided
 };
 
 // What the comparison needs of one row, as an anchor and as another.
 struct Bounds {
   RowBound anchor, active_anchor;
   float inverse, weighted, active_weighted;
+  float step;  // of digits of 16 bits
 };
 
 // Turns rows into digits and bounds.

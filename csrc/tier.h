@@ -25,7 +25,23 @@ struct QuantisedRow {
   double residual;      // >= the norm of z - s q
   int64_t sum_squares;  // sum of q^2
   int32_t sum;          // sum of q
+  double largest;       // of |z|, by feature
+  double norm;          // of z
 };
+
+// The a and b of the proof for a row with |s q|^2 = n and residual norm e; what is infinite proves nothing. Static, so
+// that no tier's code is shared with another's.
+struct Limits {
+  double inactive, active;
+};
+static constexpr Limits kNoLimits = {-__builtin_inf(), __builtin_inf()};
+static inline Limits limits(double n, double e, double margin) {
+  const double u = 0x1p-24, reach = 2 * __builtin_sqrt(margin) * e, t = margin / 2 + reach + 2 * e * e;
+  const double a = n - t - 16 * u * (n + t) - 1e-30;
+  const double b = n - margin / 2 + reach + 16 * u * (n + margin / 2 + reach) + 1e-30;
+  if (!(__builtin_fabs(a) < 1e30)) return kNoLimits;  // written so that NaN is caught too
+  return {a, __builtin_fabs(b) < 1e25 ? b : kNoLimits.active};
+}
 
 // One anchor row and the candidates that the screen left for it. Sums are double: a million differences of one sign
 // would cost a float32 sum half its digits.
@@ -48,20 +64,23 @@ constexpr int kMaskWords = kBlockPanels * kBlock;
 constexpr int kComparedFeatures = 128;  // at a time
 constexpr int kSummedFeatures = 16;     // at a time
 
-// A tile's units with many candidates, compared by products in float32.
+// A tile's units with many candidates, screened again with digits of 16 bits.
 struct Comparison {
   const float* const* anchors;   // (anchor_count,) rows of D
   const float* const* others;    // (other_count,) rows of D
   int anchor_count, other_count;
   int features;                  // D
-  const double* centre;          // (D,)
-  double unit, margin;           // as in the screen's proof
+  const float* anchor_steps;     // (anchor_count,) s of the proof; 0: the row is not to be decided
+  const float* other_steps;      // (other_count,)
+  const float* centre;           // (D,)
+  float unit;
+  double margin;                 // in that unit
   const uint8_t* units;          // (kBlockPanels,) by panel of others: bit a is that of anchor panel a
   uint64_t* inactive;            // (kMaskWords,) certainly not closer than the margin; written for these units
   uint64_t* active;              // (kMaskWords,) certainly closer
-  float* scratch;                // (kComparisonScratch,)
+  int32_t* scratch;              // (kComparisonScratch,)
 };
-constexpr int kComparisonScratch = 2 * kBlock * kComparedFeatures + kBlock * kBlock;
+constexpr int kComparisonScratch = kBlock * kComparedFeatures + kBlock * kBlock;
 
 // A tile of which some units hold many active pairs.
 struct DenseTile {
@@ -72,13 +91,39 @@ struct DenseTile {
   const uint64_t* active;        // (kMaskWords,) no bits but those of these units
   int anchor_count, other_count;
   int features;                  // D
+  double margin;
   double* scratch;               // (kDenseScratch,)
 };
-constexpr int kDenseScratch = 4 * kBlock * kSummedFeatures;
+constexpr int kDenseScratch = 6 * kBlock * kSummedFeatures;
 
 struct DenseResult {
   double squares;  // sum of d^2 over the active pairs
   double spread;   // the largest squared distance of a summed row from the first anchor: the scale of its rounding
+};
+
+// A row of the gradient from what the positives and the negatives leave for it (classes.h).
+template <class T>
+struct GradientRow {
+  const T *row, *origin;  // (D,); origin null: no positives
+  const double* mean;     // (D,) of row - origin
+  const double* sums;     // (D,) of active negative differences; null: none
+  double positive, negative;
+  int features;           // D
+  T* gradient;            // (D,)
+};
+
+// What a tier does with rows of float or of double.
+template <class T>
+struct RowKernels {
+  QuantisedRow (*quantise)(const T* x, const T* centre, int features, T unit, int qmax, int8_t* q);
+
+  // The sum of max(0, margin - d^2) over the candidates; active is increased by the number with d^2 < margin.
+  double (*evaluate)(const Candidates<T>&, int64_t* active);
+
+  // The positives: the mean's part and the loss's part of a row, and the gradient's row.
+  void (*add_deviation)(const T* row, const T* origin, int features, double* mean);
+  double (*squared_deviation)(const T* row, const T* origin, const double* mean, int features);
+  void (*combine)(const GradientRow<T>&);
 };
 
 struct Tier {
@@ -98,18 +143,17 @@ struct Tier {
                  int depth,
                  uint64_t* masks);         // (row_count,)
 
-  QuantisedRow (*quantise_f32)(const float* x, const double* centre, int features, double unit, int qmax, int8_t* q);
-  QuantisedRow (*quantise_f64)(const double* x, const double* centre, int features, double unit, int qmax, int8_t* q);
+  RowKernels<float> f32;
+  RowKernels<double> f64;
 
-  // The sum of max(0, margin - d^2) over the candidates; active is increased by the number with d^2 < margin.
-  double (*evaluate_f32)(const Candidates<float>&, int64_t* active);
-  double (*evaluate_f64)(const Candidates<double>&, int64_t* active);
-
-  // For units with many candidates: what float32 can decide; d^2 < margin in float64; the sums from the exact mask.
+  // For units with many candidates: what 16-bit digits can decide; d^2 < margin in float64; the sums from the exact mask.
   void (*compare)(const Comparison&);
   bool (*is_active)(const float* x, const float* y, int features, double margin);
   DenseResult (*accumulate)(const DenseTile&);
 };
+
+inline const RowKernels<float>& kernels(const Tier& tier, const float*) { return tier.f32; }
+inline const RowKernels<double>& kernels(const Tier& tier, const double*) { return tier.f64; }
 
 extern const Tier* const kTiers[];  // fastest first, ended by null
 const Tier& current_tier();

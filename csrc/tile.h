@@ -18,7 +18,7 @@ struct DenseScratch {
   const float *anchors[kBlock], *others[kBlock];
   double *anchor_sums[kBlock], *other_sums[kBlock];
   uint64_t inactive[kMaskWords], certain[kMaskWords], active[kMaskWords];
-  float comparison[kComparisonScratch];
+  int32_t comparison[kComparisonScratch];
   double sums[kDenseScratch];
 };
 

@@ -19,12 +19,20 @@ namespace {
 constexpr int kVectorBytes = 32;
 #include "tiers/lanes.h"
 
-#include "tiers/body.h"
-
-// One bit for each lane of a comparison.
+inline Doubles widen(HalfFloats v) { return (Doubles)_mm256_cvtps_pd((__m128)v); }
+inline Doubles widen(HalfInts v) { return (Doubles)_mm256_cvtepi32_pd((__m128i)v); }
+inline HalfInts low_half(Ints v) { return (HalfInts)_mm256_castsi256_si128((__m256i)v); }
+inline HalfInts high_half(Ints v) { return (HalfInts)_mm256_extracti128_si256((__m256i)v, 1); }
+inline __m128i narrow(Ints v) { return _mm_packs_epi32((__m128i)low_half(v), (__m128i)high_half(v)); }
+inline void store_narrow(int8_t* p, Ints v) { _mm_storeu_si64(p, _mm_packs_epi16(narrow(v), narrow(v))); }
+inline void store_narrow(int16_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, narrow(v)); }
 inline unsigned lane_bits(Ints mask) { return unsigned(_mm256_movemask_ps((__m256)mask)); }
+inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 
-#include "tiers/dense.h"
+#include "tiers/body.h"
+#include "tiers/positives.h"
+#include "tiers/compare.h"
+#include "tiers/sums.h"
 
 // ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
 template <int ROWS>
@@ -77,9 +85,7 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Tier kAvx2;
-const Tier kAvx2 = {"avx2",          available,       63, 64, screen, quantise<float>, quantise<double>,
-                    evaluate<float>, evaluate<double>, compare,          is_active,
-                        accumulate};
+const Tier kAvx2 = {"avx2", available, 63, 64, screen, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
 
 }  // namespace mmfast
 

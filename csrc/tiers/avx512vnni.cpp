@@ -17,15 +17,22 @@ namespace {
 constexpr int kVectorBytes = 64;
 #include "tiers/lanes.h"
 
-#include "tiers/body.h"
-
-// One bit for each lane of a comparison.
+inline Doubles widen(HalfFloats v) { return (Doubles)_mm512_cvtps_pd((__m256)v); }
+inline Doubles widen(HalfInts v) { return (Doubles)_mm512_cvtepi32_pd((__m256i)v); }
+inline HalfInts low_half(Ints v) { return (HalfInts)_mm512_castsi512_si256((__m512i)v); }
+inline HalfInts high_half(Ints v) { return (HalfInts)_mm512_extracti64x4_epi64((__m512i)v, 1); }
+inline void store_narrow(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
+inline void store_narrow(int16_t* p, Ints v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v)); }
 inline unsigned lane_bits(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
+inline void add_pairs(Ints& acc, Ints a, Ints b) { asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 
-#include "tiers/dense.h"
+#include "tiers/body.h"
+#include "tiers/positives.h"
+#include "tiers/compare.h"
+#include "tiers/sums.h"
 
-// acc += products of four unsigned by four signed bytes. As an intrinsic, GCC 12 moves every accumulator through the stack,
-// which more than halves the speed of the loop.
+// acc += products of four unsigned by four signed bytes. As intrinsics, GCC 12 moves every accumulator through the stack
+// (and add_pairs's), which more than halves the speed of the loop.
 inline void add_products(__m512i& acc, __m512i unsigned_bytes, __m512i signed_bytes) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
 }
@@ -87,9 +94,7 @@ bool available() {
 }  // namespace
 
 extern const Tier kAvx512Vnni;
-const Tier kAvx512Vnni = {"avx512vnni",     available,        127, 128, screen, quantise<float>, quantise<double>,
-                          evaluate<float>, evaluate<double>, compare,          is_active,
-                        accumulate};
+const Tier kAvx512Vnni = {"avx512vnni", available, 127, 128, screen, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
 
 }  // namespace mmfast
 

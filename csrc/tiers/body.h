@@ -1,91 +1,100 @@
 // Quantising a row, and evaluating pair by pair the candidates that the screen left.
-// z = unit * (x - centre) is written as s q + r with q in [-qmax, qmax]. Where z is too large to square, the residual is
-// not finite, and the caller does not screen the row. The rounding of z, of s q and of the sums is covered by `residual`: each component is off by
-// less than 2^-50 (|z| + |s q|) <= 2^-48 |z|, and a sum of D positive terms by the factor 1 + D 2^-52.
+
+// z = unit (x - centre) is written as s q + r with q in [-qmax, qmax], in the arithmetic of T with unit roundoff u. The
+// difference is off by u |z| (the unit is a power of two, and what denormals lose, even flushed to zero, is below 2^-46),
+// and r as computed by 2u (|z| + |s q|) more, where |s q| <= 2 |z|: by less than 8u |z| together. Squares are summed in
+// lanes, kRun features at a time, kRun / kStep + 8 additions; as the root halves their rounding, twice of it is allowed
+// for, and 2^-38 for denormals in up to 65,536 features. The sums of digits are exact. Where z is too large to square,
+// the residual is not finite, and the caller does not screen the row.
 template <class T>
-QuantisedRow quantise(const T* x, const double* centre, int features, double unit, int qmax, int8_t* q) {
-  const int whole = features & ~7;
-  D8 largest8 = {};
-  for (int k = 0; k < whole; k += 8)
-    largest8 = larger_magnitude(largest8, (load_double(x + k) - load_double(centre + k)) * unit);
-  double lanes[8];
-  store_lanes(lanes, largest8);
-  double largest = 0;
-  for (double lane : lanes) largest = lane > largest ? lane : largest;
+QuantisedRow quantise(const T* x, const T* centre, int features, T unit, int qmax, int8_t* q) {
+  typedef decltype(load_wide(x)) Vector;
+  constexpr int kStep = 64 / sizeof(T), kRun = 8192;  // kRun / 16 squares of digits stay below 2^24
+  constexpr double u = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
+  const int whole = features / kStep * kStep;
+  Vector largest_lanes = {};
+  for (int k = 0; k < whole; k += kStep)
+    largest_lanes = larger_magnitude(largest_lanes, (load_wide(x + k) - load_wide(centre + k)) * unit);
+  T lanes[kStep], largest = 0;
+  store_lanes(lanes, largest_lanes);
+  for (T lane : lanes) largest = lane > largest ? lane : largest;
   for (int k = whole; k < features; ++k) {
-    const double z = (double(x[k]) - centre[k]) * unit;
-    const double magnitude = z < 0 ? -z : z;
+    const T z = (x[k] - centre[k]) * unit, magnitude = z < 0 ? -z : z;
     largest = magnitude > largest ? magnitude : largest;
   }
 
-  const double floor = 9.094947017729282e-13;  // 2^-40: keeps 1 / s and a / s far from overflow
+  const double floor = 0x1p-40;  // keeps 1 / s and a / s far from overflow
   const double wanted = largest / qmax;
-  const double scale = float(wanted > floor ? wanted : floor);
-  const double inverse = 1 / scale;
-
-  D8 squares8 = {}, residual8 = {}, norm8 = {};
-  D8 sum8 = {};
-  for (int k = 0; k < whole; k += 8) {
-    const D8 z = (load_double(x + k) - load_double(centre + k)) * unit;
-    const D8 digit = clamp(nearest(z * inverse), qmax);
-    const D8 rest = z - digit * scale;
-    squares8 = squares8 + digit * digit;
-    sum8 = sum8 + digit;
-    residual8 = residual8 + rest * rest;
-    norm8 = norm8 + z * z;
-    store_digits(q + k, digit);
+  const T scale = float(wanted > floor ? wanted : floor), inverse = 1 / scale, limit = qmax;
+  double squares = 0, sum = 0, residual = 0, norm = 0;
+  for (int begin = 0; begin < whole; begin += kRun) {
+    const int end = begin + kRun < whole ? begin + kRun : whole;
+    Vector run_squares = {}, run_sum = {}, run_residual = {}, run_norm = {};
+    for (int k = begin; k < end; k += kStep) {
+      const Vector z = (load_wide(x + k) - load_wide(centre + k)) * unit;
+      const Vector digit = clamp(nearest(z * inverse), limit), rest = z - digit * scale;
+      run_squares = run_squares + digit * digit;
+      run_sum = run_sum + digit;
+      run_residual = run_residual + rest * rest;
+      run_norm = run_norm + z * z;
+      store_digits(q + k, digit);
+    }
+    squares += total(run_squares);
+    sum += total(run_sum);
+    residual += total(run_residual);
+    norm += total(run_norm);
   }
-  double squares = total(squares8), sum = total(sum8), residual = total(residual8), norm = total(norm8);
   for (int k = whole; k < features; ++k) {
-    const double z = (double(x[k]) - centre[k]) * unit;
-    const double shift = 6755399441055744.0;
-    double digit = (z * inverse + shift) - shift;
-    digit = digit <= qmax ? digit : qmax;
-    digit = digit >= -qmax ? digit : -qmax;
-    const double rest = z - scale * digit;
-    squares += digit * digit;
-    sum += digit;
-    residual += rest * rest;
-    norm += z * z;
+    const T z = (x[k] - centre[k]) * unit;
+    T digit = nearest(z * inverse);
+    digit = digit <= limit ? digit : limit;
+    digit = digit >= -limit ? digit : -limit;
+    const T rest = z - digit * scale;
+    squares += double(digit * digit);
+    sum += double(digit);
+    residual += double(rest * rest);
+    norm += double(z * z);
     q[k] = int8_t(digit);
   }
-  const double slack = 1 + 1e-6;  // > 1 + D 2^-52 for every D this engine accepts
-  residual = __builtin_sqrt(residual) * slack + __builtin_sqrt(norm) * 0x1p-47;
-  return {scale, residual, int64_t(squares), int32_t(sum)};
+  norm = __builtin_sqrt(norm) * (1 + (kRun / kStep + 16) * u);
+  residual = __builtin_sqrt(residual) * (1 + (kRun / kStep + 16) * u) + 8 * u * norm + 0x1p-38;
+  return {scale, residual, int64_t(squares), int32_t(sum), double(largest), norm};
 }
 
 // The squared distance in double, differences first: nothing is lost near a duplicate.
 template <class T>
 inline double squared_distance(const T* x, const T* y, int features) {
-  D8 sum8 = {};
-  const int whole = features & ~7;
-  for (int k = 0; k < whole; k += 8) {
+  D8 sum8 = {}, more8 = {};
+  int k = 0;
+  for (; k + 16 <= features; k += 16) {
+    const D8 low = load_double(x + k) - load_double(y + k), high = load_double(x + k + 8) - load_double(y + k + 8);
+    sum8 = sum8 + low * low;
+    more8 = more8 + high * high;
+  }
+  if (k + 8 <= features) {
     const D8 difference = load_double(x + k) - load_double(y + k);
     sum8 = sum8 + difference * difference;
+    k += 8;
   }
-  double sum = total(sum8);
-  for (int k = whole; k < features; ++k) {
+  double sum = total(sum8 + more8);
+  for (; k < features; ++k) {
     const double difference = double(x[k]) - double(y[k]);
     sum += difference * difference;
   }
   return sum;
 }
 
-// True only if the float32 distance already proves d^2 >= margin. A difference, its square and at most D / 32 + 48
+// True only if the float32 distance already proves d^2 >= margin. A difference, its square and at most D / 32 + 40
 // additions are each off by a factor within 1 +- 2^-24, or by a denormal; twice that is allowed for.
 inline bool certainly_inactive(const float* x, const float* y, int features, double margin) {
   F16 sum0 = {}, sum1 = {};
   int k = 0;
   for (; k + 32 <= features; k += 32) {
-    const F16 d0 = load_lanes<Floats>(x + k) - load_lanes<Floats>(y + k);
-    const F16 d1 = load_lanes<Floats>(x + k + 16) - load_lanes<Floats>(y + k + 16);
+    const F16 d0 = load_wide(x + k) - load_wide(y + k), d1 = load_wide(x + k + 16) - load_wide(y + k + 16);
     sum0 = sum0 + d0 * d0;
     sum1 = sum1 + d1 * d1;
   }
-  sum0 = sum0 + sum1;
-  float lanes[16], sum = 0;
-  store_lanes(lanes, sum0);
-  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
+  float sum = total(sum0 + sum1);
   for (; k < features; ++k) {
     const float difference = x[k] - y[k];
     sum += difference * difference;
@@ -104,8 +113,8 @@ inline void add_difference(const T* x, const T* y, int features, double* plus, d
   int k = 0;
   for (; k + 8 <= features; k += 8) {
     const D8 difference = load_double(x + k) - load_double(y + k);
-    if (plus) store_lanes(plus + k, load_double(plus + k) + difference);
-    if (minus) store_lanes(minus + k, load_double(minus + k) - difference);
+    if (plus) store_double(plus + k, load_double(plus + k) + difference);
+    if (minus) store_double(minus + k, load_double(minus + k) - difference);
   }
   for (; k < features; ++k) {
     const double difference = double(x[k]) - double(y[k]);

@@ -7,16 +7,27 @@ namespace {
 constexpr int kVectorBytes = 16;
 #include "tiers/lanes.h"
 
-#include "tiers/body.h"
-
-// One bit for each lane of a comparison.
+inline Doubles widen(HalfFloats v) { return __builtin_convertvector(v, Doubles); }
+inline Doubles widen(HalfInts v) { return __builtin_convertvector(v, Doubles); }
+inline HalfInts low_half(Ints v) { return HalfInts{v[0], v[1]}; }
+inline HalfInts high_half(Ints v) { return HalfInts{v[2], v[3]}; }
+template <class T>
+inline void store_lanes_narrow(T* p, Ints v) {
+  for (int lane = 0; lane < 2 * kLanes; ++lane) p[lane] = T(v[lane]);
+}
+inline void store_narrow(int8_t* p, Ints v) { store_lanes_narrow(p, v); }
+inline void store_narrow(int16_t* p, Ints v) { store_lanes_narrow(p, v); }
 inline unsigned lane_bits(Ints mask) {
   unsigned bits = 0;
-  for (int lane = 0; lane < kVectorBytes / 4; ++lane) bits |= unsigned(mask[lane] & 1) << lane;
+  for (int lane = 0; lane < 2 * kLanes; ++lane) bits |= unsigned(mask[lane] & 1) << lane;
   return bits;
 }
+inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 
-#include "tiers/dense.h"
+#include "tiers/body.h"
+#include "tiers/positives.h"
+#include "tiers/compare.h"
+#include "tiers/sums.h"
 
 void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
             const float* weighted, int depth, uint64_t* masks) {
@@ -44,8 +55,6 @@ bool available() { return true; }
 }  // namespace
 
 extern const Tier kPortable;
-const Tier kPortable = {"portable",      available,       127, 128, screen, quantise<float>, quantise<double>,
-                        evaluate<float>, evaluate<double>, compare,          is_active,
-                        accumulate};
+const Tier kPortable = {"portable", available, 127, 128, screen, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
 
 }  // namespace mmfast

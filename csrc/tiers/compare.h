@@ -1,0 +1,135 @@
+// Units with many candidates, screened again with digits of 16 bits: the proof is screen.h's, for e = 0.52 sqrt(D) s.
+//
+// A digit is off by 1/2, by 3u |q| < 0.006 as z / s is rounded, and by 2u |z| / s < 0.004 as z is, u = 2^-24; what
+// denormals lose is below the 2^-38 that is added. The step (screen.cpp) keeps |q|^2 below 2^31 for each row and so, by
+// Cauchy-Schwarz, every dot product and every part of one.
+
+constexpr int kAhead = 8;  // rows to fetch ahead: the processor does not foresee a step of a whole row
+constexpr int kWords = kComparedFeatures / 2;  // two digits each
+
+// Packs the digits of some features of a row, words kPanel apart; returns the sum of their squares.
+inline int64_t pack_digits(const float* x, const float* centre, float unit, float step, int width, int32_t* words) {
+  const float inverse = 1 / step, limit = 32767;
+  int16_t digits[kComparedFeatures];
+  Ints squares = {};
+  int k = 0;
+  for (; k + 16 <= width; k += 16) {
+    const F16 digit = clamp(nearest((load_wide(x + k) - load_wide(centre + k)) * unit * inverse), limit);
+    for (int i = 0; i < kParts; ++i) {
+      const Ints integer = __builtin_convertvector(digit.part[i], Ints);
+      squares += integer * integer;
+      store_narrow(digits + k + i * 2 * kLanes, integer);
+    }
+  }
+  int64_t sum = 0;
+  for (int lane = 0; lane < 2 * kLanes; ++lane) sum += squares[lane];
+  for (; k < width; ++k) {
+    float digit = nearest((x[k] - centre[k]) * unit * inverse);
+    digit = digit <= limit ? digit : limit;
+    digit = digit >= -limit ? digit : -limit;
+    digits[k] = int16_t(digit);
+    sum += int64_t(digits[k]) * digits[k];
+  }
+  if (width % 2) digits[width] = 0;
+  for (k = 0; k < width; k += 2) __builtin_memcpy(words + k / 2 * kPanel, digits + k, 4);
+  return sum;
+}
+
+// dots[r][c] (+)= sum over k of the digits of row r times those of column c, for 4 rows.
+MMFAST_ALONE void add_dots(const int32_t* rows, const int32_t* columns, int words, bool first, int32_t* dots) {
+  constexpr int kStep = 2 * kLanes, kHeld = kVectorBytes == 64 ? 4 : 2;  // 16 or 8 accumulators
+  for (int c = 0; c < kPanel; c += kHeld * kStep) {
+    Ints acc[4][kHeld];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r)
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeld; ++h) acc[r][h] = first ? Ints{} : load<Ints>(dots + r * kPanel + c + h * kStep);
+    for (int k = 0; k < words; ++k) {
+      Ints column[kHeld];
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeld; ++h) column[h] = load<Ints>(columns + k * kPanel + c + h * kStep);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const Ints row = Ints{} + rows[k * kPanel + r];  // in every lane
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeld; ++h) add_pairs(acc[r][h], column[h], row);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r)
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeld; ++h) store(dots + r * kPanel + c + h * kStep, acc[r][h]);
+  }
+}
+
+// What the comparison needs of the rows of one side, as the screen's RowBound and columns.
+struct FineBounds {
+  float v[kBlock], inverse[kBlock];
+  float inactive[kBlock], inactive_weighted[kBlock];
+  float active[kBlock], active_weighted[kBlock];
+
+  FineBounds(const float* steps, const int64_t* squares, int features, double margin) {
+    const double residual = 0.52 * __builtin_sqrt(double(features));
+    for (int r = 0; r < kBlock; ++r) {
+      const double s = steps[r] > 0 ? steps[r] : 1;
+      const Limits l = steps[r] > 0 ? limits(s * s * double(squares[r]), residual * s + 0x1p-38, margin) : kNoLimits;
+      v[r] = float(2 * s);
+      inverse[r] = float(1 / s);
+      inactive[r] = float(l.inactive);
+      inactive_weighted[r] = float(l.inactive / s);
+      active[r] = float(l.active);
+      active_weighted[r] = float(l.active / s);
+    }
+  }
+};
+
+inline void compare(const Comparison& c) {
+  int32_t* const digits[2] = {c.scratch, c.scratch + kBlock * kWords};  // (kBlockPanels, kWords, kPanel)
+  int32_t* const dots = c.scratch + 2 * kBlock * kWords;                // (kBlockPanels, kBlock, kPanel)
+  const float* const* const rows[2] = {c.anchors, c.others};
+  const int counts[2] = {c.anchor_count, c.other_count};
+  const float* const given[2] = {c.anchor_steps, c.other_steps};
+  const int panels = (c.other_count + kPanel - 1) / kPanel;
+  float steps[2][kBlock] = {};
+  int64_t squares[2][kBlock] = {};
+  for (int side = 0; side < 2; ++side)
+    for (int r = 0; r < counts[side]; ++r) steps[side][r] = given[side][r];
+  for (int begin = 0; begin < c.features; begin += kComparedFeatures) {
+    const int left = c.features - begin, width = left < kComparedFeatures ? left : kComparedFeatures;
+    const int words = (width + 1) / 2;
+    for (int side = 0; side < 2; ++side)
+      for (int r = 0; r < (counts[side] + kPanel - 1) / kPanel * kPanel; ++r) {
+        int32_t* const row = digits[side] + r / kPanel * kPanel * kWords + r % kPanel;
+        if (r + kAhead < counts[side])
+          for (int k = 0; k < width; k += 16) __builtin_prefetch(rows[side][r + kAhead] + begin + k);
+        if (steps[side][r] > 0)
+          squares[side][r] +=
+              pack_digits(rows[side][r] + begin, c.centre + begin, c.unit, steps[side][r], width, row);
+        else
+          for (int k = 0; k < words; ++k) row[k * kPanel] = 0;
+      }
+    for (int p = 0; p < panels; ++p)
+      for (int r = 0; r < c.anchor_count; r += 4)
+        if (c.units[p] >> (r / kPanel) & 1)
+          add_dots(digits[0] + r / kPanel * kPanel * kWords + r % kPanel, digits[1] + p * kPanel * kWords, words,
+                   begin == 0, dots + (p * kBlock + r) * kPanel);
+  }
+
+  const FineBounds anchors(steps[0], squares[0], c.features, c.margin);
+  const FineBounds others(steps[1], squares[1], c.features, c.margin);
+  for (int p = 0; p < panels; ++p)
+    for (int r = 0; r < c.anchor_count; ++r) {
+      if (!(c.units[p] >> (r / kPanel) & 1)) continue;
+      uint64_t inactive = 0, active = 0;
+      for (int o = p * kPanel, bit = 0; bit < kPanel; o += 2 * kLanes, bit += 2 * kLanes) {
+        const Ints dot = load<Ints>(dots + (p * kBlock + r) * kPanel + bit);
+        const Floats inverse = load<Floats>(others.inverse + o), right = __builtin_convertvector(dot, Floats) * anchors.v[r];
+        const Floats low = inverse * anchors.inactive[r] + load<Floats>(others.inactive_weighted + o);
+        const Floats high = inverse * anchors.active[r] + load<Floats>(others.active_weighted + o);
+        inactive |= uint64_t(lane_bits(low >= right)) << bit;
+        active |= uint64_t(lane_bits(high < right)) << bit;
+      }
+      c.inactive[p * kBlock + r] = inactive;
+      c.active[p * kBlock + r] = active;
+    }
+}
