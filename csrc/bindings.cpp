@@ -72,7 +72,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
   problem.reduction = parse_reduction(reduction);
   problem.threads = forked ? 1 : std::clamp(threads, 1, kMaxThreads);
   py::gil_scoped_release released;
-  return mmfast::pair_hinge(problem);
+  return double(T(mmfast::pair_hinge(problem)));  // rounded as the caller will; what overflows becomes infinite
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 #include <numeric>
 
 #include "threads.h"
@@ -81,12 +82,27 @@ int64_t equal_pairs(const Rows<T>& x, int64_t x_begin, int64_t x_end, const Rows
 std::vector<int32_t> class_order(const int64_t* labels, int64_t count, int64_t ignore_index) {
   std::vector<int32_t> order;
   order.reserve(count);
-  for (int64_t i = 0; i < count; ++i)
-    if (labels[i] != ignore_index) order.push_back(int32_t(i));
-  std::sort(order.begin(), order.end(), [labels](int32_t i, int32_t j) {
-    return labels[i] != labels[j] ? labels[i] < labels[j] : i < j;
-  });
-  return order;
+  int64_t lowest = std::numeric_limits<int64_t>::max(), highest = std::numeric_limits<int64_t>::min();
+  for (int64_t i = 0; i < count; ++i) {
+    if (labels[i] == ignore_index) continue;
+    order.push_back(int32_t(i));
+    lowest = std::min(lowest, labels[i]);
+    highest = std::max(highest, labels[i]);
+  }
+  if (order.empty()) return order;
+  const uint64_t range = uint64_t(highest) - uint64_t(lowest);
+  if (range > 4 * order.size()) {
+    std::sort(order.begin(), order.end(), [labels](int32_t i, int32_t j) {
+      return labels[i] != labels[j] ? labels[i] < labels[j] : i < j;
+    });
+    return order;
+  }
+  // Few values: each row's place is counted.
+  std::vector<int32_t> place(range + 2, 0), sorted(order.size());
+  for (int32_t i : order) ++place[labels[i] - lowest + 1];
+  for (uint64_t v = 1; v <= range; ++v) place[v] += place[v - 1];
+  for (int32_t i : order) sorted[place[labels[i] - lowest]++] = i;
+  return sorted;
 }
 
 std::vector<ClassRange> match_classes(const int64_t* x_labels, const std::vector<int32_t>& x_order, bool cross,

@@ -1,4 +1,4 @@
-// The pairs that the screen left of a tile: units with many active pairs by masks (tiers/dense.h), the rest one by one.
+// The pairs that the screen left of a tile: units with many active pairs by masks (tiers/sums.h), the rest one by one.
 #include <algorithm>
 
 #include "tile.h"
@@ -8,8 +8,10 @@ namespace {
 
 // Of kPanel x kPanel pairs, the share of active ones from which the masked product is less work than pair by pair, from
 // 64 to 1024 features. Candidates are held to the same share: were it another, how a unit is summed would depend on how
-// well a tier screens, and so would the last bits of the result.
-constexpr double kDense = 0.07;
+// well a tier screens, and so would the last bits of the result. The same holds for the share of the tile that such units
+// must have between them, below which there is too little to do at a time.
+constexpr double kDense = 0.06;
+constexpr double kLeastShare = kDense / 8;
 constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the screen may prove all of them active
 // The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
 constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
@@ -29,6 +31,7 @@ struct Unit {
 
   bool in(const uint8_t* units) const { return units[other_panel] >> anchor_panel & 1; }
   void put_into(uint8_t* units) const { units[other_panel] |= uint8_t(1 << anchor_panel); }
+  void take_from(uint8_t* units) const { units[other_panel] &= uint8_t(~(1 << anchor_panel)); }
 };
 
 // Evaluates the units of a tile that hold many active pairs, and takes them out of the masks.
@@ -37,7 +40,6 @@ class DenseEvaluation {
   DenseEvaluation(const Negatives<float>& negatives, const Tile& tile, Scratch<float>& scratch)
       : n_(negatives),
         scratch_(scratch),
-        dense_(*scratch.dense),
         begin_(n_.anchors.begin(tile.x_block)),
         other_begin_(n_.others.begin(tile.y_block)),
         count_(int(n_.anchors.end(tile.x_block) - begin_)),
@@ -45,21 +47,21 @@ class DenseEvaluation {
 
   double evaluate(int64_t* active) {
     if (n_.anchors.q.depth == 0) return 0;  // nothing was screened, and nothing is decided in numbers
-    choose();
-    if (!any_) return 0;
+    if (double(choose()) < least()) return 0;
+    if (!scratch_.dense) scratch_.dense.reset(new DenseScratch);
+    doubt();
     list_rows();
     if (any_doubtful_)
-      n_.tier.compare({dense_.anchors, dense_.others, count_, other_count_, features(),
+      n_.tier.compare({dense().anchors, dense().others, count_, other_count_, features(),
                        n_.anchors.q.steps.data() + begin_, n_.others.q.steps.data() + other_begin_,
                        n_.frame.centre_f32.data(), float(n_.frame.unit), n_.margin * n_.frame.unit * n_.frame.unit,
-                       doubtful_, dense_.inactive, dense_.certain, dense_.comparison});
-    int64_t found = 0;
-    for_units([&](const Unit& unit) { found += take(unit); });
+                       doubtful_, dense().inactive, dense().certain, dense().comparison});
+    const int64_t found = take();
     if (!found) return 0;
     *active += found;
     const DenseResult result = n_.tier.accumulate(
-        {dense_.anchors, dense_.others, n_.anchors.sums ? dense_.anchor_sums : nullptr,
-         n_.others.sums ? dense_.other_sums : nullptr, dense_.active, count_, other_count_, features(), n_.margin, dense_.sums});
+        {dense().anchors, dense().others, n_.anchors.sums ? dense().anchor_sums : nullptr,
+         n_.others.sums ? dense().other_sums : nullptr, dense().active, count_, other_count_, features(), n_.margin, dense().sums});
     const double loss = n_.margin * double(found) - result.squares;
     const bool accurate =
         result.spread <= kLargestSpread * n_.margin && loss >= kSmallestLoss * n_.margin * double(found);
@@ -67,6 +69,7 @@ class DenseEvaluation {
   }
 
  private:
+  DenseScratch& dense() const { return *scratch_.dense; }
   int features() const { return n_.anchors.rows.features; }
 
   template <class F>
@@ -78,14 +81,25 @@ class DenseEvaluation {
       }
   }
 
-  // Finds the units with many candidates, and among them those that products have to decide.
-  void choose() {
+  double least() const { return kLeastShare * count_ * other_count_; }
+
+  // Finds the units with many candidates and returns how many these are.
+  int64_t choose() {
+    int64_t candidates = 0;
     for_units([&](const Unit& unit) {
-      const double share = double(ones(masks(unit), unit.rows)) / unit.pairs;
-      if (share < kDense) return;
+      const int64_t found = ones(masks(unit), unit.rows);
+      if (double(found) < kDense * unit.pairs) return;
       unit.put_into(units_);
-      any_ = true;
-      if (share >= kNearlyFull && all_active(unit)) return;
+      candidates += found;
+    });
+    return candidates;
+  }
+
+  // Finds those of them that products have to decide.
+  void doubt() {
+    for_units([&](const Unit& unit) {
+      if (!unit.in(units_)) return;
+      if (double(ones(masks(unit), unit.rows)) >= kNearlyFull * unit.pairs && all_active(unit)) return;
       unit.put_into(doubtful_);
       any_doubtful_ = true;
     });
@@ -102,25 +116,36 @@ class DenseEvaluation {
 
   void list_rows() {
     for (int r = 0; r < count_; ++r) {
-      dense_.anchors[r] = n_.anchors.rows.row(begin_ + r);
-      dense_.anchor_sums[r] = n_.anchors.sum(begin_ + r);
+      dense().anchors[r] = n_.anchors.rows.row(begin_ + r);
+      dense().anchor_sums[r] = n_.anchors.sum(begin_ + r);
     }
     for (int c = 0; c < other_count_; ++c) {
-      dense_.others[c] = n_.others.rows.row(other_begin_ + c);
-      dense_.other_sums[c] = n_.others.sum(other_begin_ + c);
+      dense().others[c] = n_.others.rows.row(other_begin_ + c);
+      dense().other_sums[c] = n_.others.sum(other_begin_ + c);
     }
   }
 
-  // Moves a unit's active pairs from the masks to those of the dense sums if they are many; returns how many it moved.
-  int64_t take(const Unit& unit) {
-    std::fill_n(dense_.active + unit.first, kPanel, 0);
-    if (!unit.in(units_)) return 0;
-    if (checking()) check(unit);
-    if (unit.in(doubtful_)) decide(unit);
-    const int64_t found = ones(masks(unit), unit.rows);
-    if (double(found) < kDense * unit.pairs) return 0;  // left to evaluate_kept
-    std::copy_n(masks(unit), unit.rows, dense_.active + unit.first);
-    std::fill_n(masks(unit), unit.rows, 0);
+  // Moves the active pairs of the units that have many from the masks to those of the dense sums, if they are many
+  // together; returns how many. The others are left to evaluate_kept.
+  int64_t take() {
+    int64_t found = 0;
+    for_units([&](const Unit& unit) {
+      if (!unit.in(units_)) return;
+      if (checking()) check(unit);
+      if (unit.in(doubtful_)) decide(unit);
+      const int64_t active = ones(masks(unit), unit.rows);
+      if (double(active) >= kDense * unit.pairs)
+        found += active;
+      else
+        unit.take_from(units_);
+    });
+    if (double(found) < least()) return 0;
+    for_units([&](const Unit& unit) {
+      std::fill_n(dense().active + unit.first, kPanel, 0);
+      if (!unit.in(units_)) return;
+      std::copy_n(masks(unit), unit.rows, dense().active + unit.first);
+      std::fill_n(masks(unit), unit.rows, 0);
+    });
     return found;
   }
 
@@ -128,11 +153,11 @@ class DenseEvaluation {
   void decide(const Unit& unit) {
     for (int r = 0; r < unit.rows; ++r) {
       uint64_t& mask = masks(unit)[r];
-      mask &= ~dense_.inactive[unit.first + r];
-      for (uint64_t left = mask & ~dense_.certain[unit.first + r]; left; left &= left - 1) {
+      mask &= ~dense().inactive[unit.first + r];
+      for (uint64_t left = mask & ~dense().certain[unit.first + r]; left; left &= left - 1) {
         const int c = __builtin_ctzll(left);
-        const float* const anchor = dense_.anchors[unit.anchor_panel * kPanel + r];
-        const float* const other = dense_.others[unit.other_panel * kPanel + c];
+        const float* const anchor = dense().anchors[unit.anchor_panel * kPanel + r];
+        const float* const other = dense().others[unit.other_panel * kPanel + c];
         if (!n_.tier.is_active(anchor, other, features(), n_.margin)) mask &= ~(uint64_t(1) << c);
       }
     }
@@ -143,8 +168,8 @@ class DenseEvaluation {
     for (int r = 0; r < unit.rows; ++r)
       for (uint64_t left = masks(unit)[r]; left; left &= left - 1) {
         const uint64_t bit = left & -left;
-        const bool compared = unit.in(doubtful_), inactive = compared && (dense_.inactive[unit.first + r] & bit);
-        if (compared && !inactive && !(dense_.certain[unit.first + r] & bit)) continue;
+        const bool compared = unit.in(doubtful_), inactive = compared && (dense().inactive[unit.first + r] & bit);
+        if (compared && !inactive && !(dense().certain[unit.first + r] & bit)) continue;
         check_decision(n_, begin_ + unit.anchor_panel * kPanel + r,
                        other_begin_ + unit.other_panel * kPanel + __builtin_ctzll(left), !inactive, scratch_);
       }
@@ -157,9 +182,9 @@ class DenseEvaluation {
     for (int r = 0; r < count_; ++r) {
       int chosen = 0;
       for (int p = 0; p * kPanel < other_count_; ++p)
-        for (uint64_t left = dense_.active[p * kBlock + r]; left; left &= left - 1)
-          scratch_.others[chosen++] = dense_.others[p * kPanel + __builtin_ctzll(left)];
-      const Candidates<float> pairs = {dense_.anchors[r], scratch_.others.data(), nullptr, nullptr, chosen, features(),
+        for (uint64_t left = dense().active[p * kBlock + r]; left; left &= left - 1)
+          scratch_.others[chosen++] = dense().others[p * kPanel + __builtin_ctzll(left)];
+      const Candidates<float> pairs = {dense().anchors[r], scratch_.others.data(), nullptr, nullptr, chosen, features(),
                                        n_.margin};
       loss += n_.tier.f32.evaluate(pairs, &counted);
     }
@@ -170,11 +195,10 @@ class DenseEvaluation {
 
   const Negatives<float>& n_;
   Scratch<float>& scratch_;
-  DenseScratch& dense_;
   const int64_t begin_, other_begin_;
   const int count_, other_count_;
   uint8_t units_[kBlockPanels] = {}, doubtful_[kBlockPanels] = {};  // as Comparison's (tier.h)
-  bool any_ = false, any_doubtful_ = false;
+  bool any_doubtful_ = false;
 };
 
 double evaluate_dense(const Negatives<float>& n, const Tile& tile, Scratch<float>& scratch, int64_t* active) {

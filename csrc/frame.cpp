@@ -9,7 +9,7 @@
 namespace mmfast {
 namespace {
 
-constexpr int64_t kSample = 512;     // rows of a side that the frame is made from
+constexpr int64_t kSample = 128;     // rows of a side that the frame is made from
 constexpr double kOutlier = 8;       // times the median deviation: rows beyond take no part in the centre
 constexpr int kCentreRounds = 4;     // an outlier hides smaller ones from the first round
 

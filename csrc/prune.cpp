@@ -18,27 +18,15 @@ std::atomic<bool> pruning{true};
 // difference is off by 2^-53 of itself, and 1e-6 covers the sum over D of their squares. Squares that underflow are
 // below 1e-154 sqrt(D), nothing beside the margins that are screened.
 template <class T>
-double measure(const Rows<T>& x, Ball ball, double* centroid) {
-  const int features = x.features;
-  const double share = 1.0 / double(ball.end - ball.begin);
-  std::fill_n(centroid, features, 0.0);
-  for (int64_t i = ball.begin; i < ball.end; ++i) {
-    const T* const row = x.row(i);
-    for (int k = 0; k < features; ++k) centroid[k] += double(row[k]) * share;
-  }
+double measure(const Tier& tier, const Rows<T>& x, Ball ball, const T* zeros, double* centroid) {
+  const RowKernels<T>& rows = kernels(tier, zeros);
+  std::fill_n(centroid, x.features, 0.0);
+  for (int64_t i = ball.begin; i < ball.end; ++i) rows.add_deviation(x.row(i), zeros, x.features, centroid);
+  for (int k = 0; k < x.features; ++k) centroid[k] /= double(ball.end - ball.begin);
   double largest = 0;
-  for (int64_t i = ball.begin; i < ball.end; ++i) {
-    const T* const row = x.row(i);
-    double lanes[8] = {};
-    for (int k = 0; k < features; ++k) {
-      const double difference = double(row[k]) - centroid[k];
-      lanes[k % 8] += difference * difference;
-    }
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    largest = std::max(largest, sum);  // rows are finite, so at worst infinite: then the ball is not screened
-  }
-  return std::sqrt(largest) * (1 + 1e-6);
+  for (int64_t i = ball.begin; i < ball.end; ++i)
+    largest = std::max(largest, rows.squared_deviation(x.row(i), zeros, centroid, x.features));
+  return std::sqrt(largest) * (1 + 1e-6);  // at worst infinite or NaN, as rows are finite: then the ball is not screened
 }
 
 }  // namespace
@@ -66,12 +54,13 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
   out.q.make_rows(int64_t(out.balls.size()));
   out.q.make_panels(blocks, tier.offset);
   std::vector<double> centroids(size_t(threads) * x.features);
+  const std::vector<T> zeros(x.features);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t block = 0; block < blocks; ++block) {
     double* const centroid = centroids.data() + size_t(thread_number()) * x.features;
     const int64_t first = out.first[block];
     for (int64_t b = 0; b < out.count(block); ++b) {
-      const double radius = measure(x, out.balls[first + b], centroid);
+      const double radius = measure(tier, x, out.balls[first + b], zeros.data(), centroid);
       const Bounds bounds = quantiser.quantise(centroid, radius, out.q.rows.data() + (first + b) * out.q.depth);
       out.q.bounds[first + b] = bounds.anchor;
       out.q.inverse[block * kPanel + b] = bounds.inverse;

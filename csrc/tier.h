@@ -51,7 +51,7 @@ struct Candidates {
   const T* const* others;    // (count,) rows of D
   double* anchor_sum;        // (D,) += sum of (anchor - other) over the active candidates; may be null
   double* const* other_sums; // (count,) rows of D, -= the same differences; may be null
-  int count;
+  int count;                 // at most kBlock
   int features;              // D
   double margin;
 };

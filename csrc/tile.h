@@ -13,7 +13,7 @@
 
 namespace mmfast {
 
-// Not initialised: sparse batches never touch it, and a small batch is done sooner than it is zeroed.
+// Made when the first dense tile is met, and not initialised.
 struct DenseScratch {
   const float *anchors[kBlock], *others[kBlock];
   double *anchor_sums[kBlock], *other_sums[kBlock];
@@ -28,7 +28,7 @@ struct Scratch {
   std::vector<uint64_t> masks = std::vector<uint64_t>(kMaskWords);
   std::vector<const T*> others = std::vector<const T*>(kBlock);
   std::vector<double*> other_sums = std::vector<double*>(kBlock);
-  std::unique_ptr<DenseScratch> dense{sizeof(T) == 4 ? new DenseScratch : nullptr};
+  std::unique_ptr<DenseScratch> dense;
   uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
   int64_t wrong = 0;      // decisions, where they are checked
 };

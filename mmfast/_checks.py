@@ -62,7 +62,7 @@ def check_sides(embeddings: Tensor, ref_emb: Tensor) -> None:
 
 def check_margin(margin: float) -> float:
     """Return ``margin`` as a finite float that is not negative."""
-    if isinstance(margin, bool) or not isinstance(margin, Real):
+    if type(margin) is not float and (isinstance(margin, bool) or not isinstance(margin, Real)):
         raise TypeError(f"margin must be a number, got {type(margin).__name__}")
     try:
         value = float(margin)
@@ -81,7 +81,7 @@ def check_reduction(reduction: str) -> None:
 
 def check_ignore_index(ignore_index: int) -> int:
     """Return ``ignore_index`` as an integer of 64 bits."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
+    if type(ignore_index) is not int and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
         raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit into 64 bits, got {ignore_index}")

@@ -97,7 +97,7 @@ def contrastive_loss(
         _checks.check_sides(x, y)
 
     differentiated = torch.is_grad_enabled()
-    loss: Tensor = ops.pair_hinge_loss(
+    return ops.pair_hinge_loss(
         x,
         x_labels,
         y,
@@ -107,5 +107,4 @@ def contrastive_loss(
         ignore_index,
         differentiated and x.requires_grad,
         differentiated and y is not None and y.requires_grad,
-    )[0]
-    return loss
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmfast import _C
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_is_transformed = torch._C._are_functorch_transforms_active
 
 
 def _compute(
@@ -47,7 +48,7 @@ def _compute(
         y_gradient.numpy() if y_needs_gradient else None,
         torch.get_num_threads(),
     )
-    return x.new_tensor(loss), x_gradient, y_gradient
+    return x.new_full((), loss), x_gradient, y_gradient
 
 
 pair_hinge = torch.library.custom_op("mmfast::pair_hinge", _compute, mutates_args=())
@@ -76,17 +77,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     _, x_gradient, y_gradient = output
     ctx.mark_non_differentiable(x_gradient, y_gradient)
     ctx.set_materialize_grads(False)
-    ctx.x_needs_gradient, ctx.y_needs_gradient = inputs[-2:]
     ctx.save_for_backward(inputs[0], inputs[2], x_gradient, y_gradient)
 
 
 def _backward(ctx: Any, loss_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    x_out, y_out = _scaled(ctx, loss_gradient)
+    return x_out, None, y_out, None, None, None, None, None, None
+
+
+def _scaled(ctx: Any, loss_gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     x, y, x_gradient, y_gradient = ctx.saved_tensors
     x_out = y_out = None
     if loss_gradient is not None:
-        x_out = _scale(loss_gradient, x_gradient, x) if ctx.x_needs_gradient else None
-        y_out = _scale(loss_gradient, y_gradient, y) if ctx.y_needs_gradient else None
-    return x_out, None, y_out, None, None, None, None, None, None
+        x_out = _scale(loss_gradient, x_gradient, x) if x_gradient.dim() == 2 else None
+        y_out = _scale(loss_gradient, y_gradient, y) if y_gradient.dim() == 2 else None
+    return x_out, y_out
 
 
 def _scale(loss_gradient: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
@@ -124,7 +129,7 @@ class _PairHinge(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return pair_hinge_loss(*arguments)
+        return _outputs(*arguments)
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
@@ -132,9 +137,7 @@ class _PairHinge(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         batches = [
-            pair_hinge_loss(
-                *(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True))
-            )
+            _outputs(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*batches, strict=True)), (0, 0, 0)
@@ -143,26 +146,38 @@ class _PairHinge(torch.autograd.Function):
 class _PlainPairHinge(torch.autograd.Function):
     """The same around the engine itself: the dispatcher takes longer than the engine does for a small batch.
 
-    So does binding the arguments of a ``setup_context``, which is why there is none.
+    So do binding the arguments of a ``setup_context``, arguments that are no tensors, more outputs than one, and a
+    product with the one that ``loss.backward()`` begins with.
     """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        output = _compute(*arguments)
-        _setup_context(ctx, arguments, output)
-        return output
+    def forward(ctx: Any, x: Tensor, y: Tensor | None, arguments: tuple[Any, ...]) -> Tensor:
+        loss, x_gradient, y_gradient = _compute(*arguments)
+        ctx.save_for_backward(x, y, x_gradient, y_gradient)
+        return loss
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
+        plain = type(loss_gradient) is Tensor and not torch.compiler.is_compiling() and not _is_transformed()
+        if plain and not torch.is_grad_enabled() and loss_gradient.item() == 1:
+            gradients = ctx.saved_tensors[2:]
+            return *(g if g.dim() == 2 else None for g in gradients), None
+        return *_scaled(ctx, loss_gradient), None
 
 
-def pair_hinge_loss(*arguments: Any) -> Any:
+def pair_hinge_loss(*arguments: Any) -> Tensor:
     """Call the operator with its derivative, under ``torch.func`` too; see :func:`_compute` for the arguments."""
-    if torch.compiler.is_compiling():
-        return pair_hinge(*arguments)
-    if torch._C._are_functorch_transforms_active():
+    loss: Tensor
+    if not torch.compiler.is_compiling() and not _is_transformed() and _nobody_watches(arguments):
+        loss = _PlainPairHinge.apply(arguments[0], arguments[2], arguments)  # type: ignore[no-untyped-call]
+    else:
+        loss = _outputs(*arguments)[0]
+    return loss
+
+
+def _outputs(*arguments: Any) -> Any:
+    if _is_transformed() and not torch.compiler.is_compiling():
         return _PairHinge.apply(*arguments)  # type: ignore[no-untyped-call]
-    if _nobody_watches(arguments):
-        return _PlainPairHinge.apply(*arguments)  # type: ignore[no-untyped-call]
     return pair_hinge(*arguments)
 
 

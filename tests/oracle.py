@@ -49,7 +49,7 @@ def assert_exact(arguments: Problem, dtype: torch.dtype = torch.float32) -> None
 
     The engine decides and sums in float64 (1e-13 for the sums of 1e5 terms on both sides). What is left is one rounding
     of the loss and of each element of the gradient. Where terms cancel, the roundings of the float64 sums show, on both
-    sides: one per pair, each relative to the sum of the magnitudes of the terms. Of float32, dense parts of the batch are
+    sides: one per pair, each relative to the sum of the magnitudes of the terms. Dense parts of a batch of float32 are
     summed as integers, and what these are rounded by shows as well: half a step per pair.
     """
     rounded = cast(arguments, dtype)
@@ -79,9 +79,9 @@ def assert_exact(arguments: Problem, dtype: torch.dtype = torch.float32) -> None
 def gradient_terms(arguments: Problem) -> tuple[list[Tensor], list[Tensor]]:
     """Return two bounds for each side.
 
-    The sums over its pairs of |d loss / d d_ij^2| * 2 |x_i - x_j|, (rows, features), and the sum over its active negatives
-    of |d loss / d d_ij^2| * 2 times half of the largest step, (rows, 1): steps are 2^-25 of the largest deviation, which is
-    at most 8 sqrt(margin / features) and at most the spread of the data.
+    The sums over its pairs of |d loss / d d_ij^2| * 2 |x_i - x_j|, (rows, features), and the sums over its active
+    negatives of |d loss / d d_ij^2| * 2 times half of the largest step, (rows, 1): steps are 2^-25 of the largest
+    deviation, which is at most 8 sqrt(margin / features) and at most the spread of the data.
     """
     wide = cast(arguments, torch.float64)
     margin, reduction = wide.get("margin", 1.0), wide.get("reduction", "sum")

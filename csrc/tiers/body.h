@@ -108,34 +108,47 @@ inline bool is_active(const float* x, const float* y, int features, double margi
   return squared_distance(x, y, features) < margin;
 }
 
+// plus += the sum of x - y over the rows y; minus[j] -= x - y_j. Each may be null.
 template <class T>
-inline void add_difference(const T* x, const T* y, int features, double* plus, double* minus) {
+inline void add_differences(const Candidates<T>& c, const int* chosen, int count) {
+  constexpr int kHeld = 4;  // times 8 features of the first sum at a time
   int k = 0;
-  for (; k + 8 <= features; k += 8) {
-    const D8 difference = load_double(x + k) - load_double(y + k);
-    if (plus) store_double(plus + k, load_double(plus + k) + difference);
-    if (minus) store_double(minus + k, load_double(minus + k) - difference);
+  for (; k + 8 <= c.features; k += 8 * kHeld) {
+    const int held = (c.features - k) / 8 < kHeld ? (c.features - k) / 8 : kHeld;
+    D8 sum[kHeld] = {};
+    for (int n = 0; n < count; ++n) {
+      const T* const other = c.others[chosen[n]] + k;
+      double* const minus = c.other_sums ? c.other_sums[chosen[n]] + k : nullptr;
+      for (int h = 0; h < held; ++h) {
+        const D8 difference = load_double(c.anchor + k + 8 * h) - load_double(other + 8 * h);
+        sum[h] = sum[h] + difference;
+        if (minus) store_double(minus + 8 * h, load_double(minus + 8 * h) - difference);
+      }
+    }
+    if (c.anchor_sum)
+      for (int h = 0; h < held; ++h)
+        store_double(c.anchor_sum + k + 8 * h, load_double(c.anchor_sum + k + 8 * h) + sum[h]);
   }
-  for (; k < features; ++k) {
-    const double difference = double(x[k]) - double(y[k]);
-    if (plus) plus[k] += difference;
-    if (minus) minus[k] -= difference;
-  }
+  for (k = c.features & ~7; k < c.features; ++k)
+    for (int n = 0; n < count; ++n) {
+      const double difference = double(c.anchor[k]) - double(c.others[chosen[n]][k]);
+      if (c.anchor_sum) c.anchor_sum[k] += difference;
+      if (c.other_sums) c.other_sums[chosen[n]][k] -= difference;
+    }
 }
 
 template <class T>
 double evaluate(const Candidates<T>& c, int64_t* active) {
   double loss = 0;
-  int64_t found = 0;
+  int chosen[kBlock], count = 0;
   for (int j = 0; j < c.count; ++j) {
     if (certainly_inactive(c.anchor, c.others[j], c.features, c.margin)) continue;
     const double d2 = squared_distance(c.anchor, c.others[j], c.features);
     if (!(d2 < c.margin)) continue;
     loss += c.margin - d2;
-    ++found;
-    if (c.anchor_sum || c.other_sums)
-      add_difference(c.anchor, c.others[j], c.features, c.anchor_sum, c.other_sums ? c.other_sums[j] : nullptr);
+    chosen[count++] = j;
   }
-  *active += found;
+  if (c.anchor_sum || c.other_sums) add_differences(c, chosen, count);
+  *active += count;
   return loss;
 }

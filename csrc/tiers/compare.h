@@ -90,6 +90,8 @@ inline void compare(const Comparison& c) {
   const int counts[2] = {c.anchor_count, c.other_count};
   const float* const given[2] = {c.anchor_steps, c.other_steps};
   const int panels = (c.other_count + kPanel - 1) / kPanel;
+  unsigned panels_used[2] = {};
+  for (int p = 0; p < panels; ++p) panels_used[0] |= c.units[p], panels_used[1] |= unsigned(c.units[p] != 0) << p;
   float steps[2][kBlock] = {};
   int64_t squares[2][kBlock] = {};
   for (int side = 0; side < 2; ++side)
@@ -99,6 +101,7 @@ inline void compare(const Comparison& c) {
     const int words = (width + 1) / 2;
     for (int side = 0; side < 2; ++side)
       for (int r = 0; r < (counts[side] + kPanel - 1) / kPanel * kPanel; ++r) {
+        if (!(panels_used[side] >> r / kPanel & 1)) continue;
         int32_t* const row = digits[side] + r / kPanel * kPanel * kWords + r % kPanel;
         if (r + kAhead < counts[side])
           for (int k = 0; k < width; k += 16) __builtin_prefetch(rows[side][r + kAhead] + begin + k);

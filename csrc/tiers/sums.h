@@ -125,6 +125,7 @@ struct DenseSide {
     for (int r = 0; r < count; ++r, to += kSummedFeatures) {
       const float* const row = rows[r] + begin;
       if (r + kAhead < count) __builtin_prefetch(rows[r + kAhead] + begin);
+      if (weight[r] == 0) continue;
       int k = 0;
       for (; k + 8 <= width; k += 8) store_lanes(to + k, load_double(row + k));
       for (; k < kSummedFeatures; ++k) to[k] = k < width ? double(row[k]) : 0;
@@ -148,7 +149,11 @@ struct DenseSide {
 
   MMFAST_ALONE void make_integers(const double* origin, double steps_per_unit, int begin) {
     for (int r = 0; r < count; ++r) {
-      if (targets && weight[r] != 0) {
+      if (weight[r] == 0) {
+        for (int k = 0; k < kSummedFeatures; k += 2 * kLanes) store(integers + r * kSummedFeatures + k, Ints{});
+        continue;
+      }
+      if (targets) {
         __builtin_prefetch(targets[r] + begin, 1, 2);
         __builtin_prefetch(targets[r] + begin + 8, 1, 2);
       }
@@ -156,8 +161,7 @@ struct DenseSide {
         const D8 z = nearest((load_double(wide + r * kSummedFeatures + k) - load_double(origin + k)) * steps_per_unit);
         int32_t* const to = integers + r * kSummedFeatures + k;
         for (int i = 0; i < kParts; ++i) {
-          const HalfInts integer = __builtin_convertvector(z.part[i], HalfInts);
-          store(to + i * kLanes, weight[r] == 0 ? HalfInts{} : integer);
+          store(to + i * kLanes, __builtin_convertvector(z.part[i], HalfInts));
         }
       }
     }
@@ -237,12 +241,14 @@ inline DenseResult accumulate(const DenseTile& tile) {
 
   const double zero[kSummedFeatures] = {};
   const double limit = kLargestDeviation * __builtin_sqrt(tile.margin / tile.features);
+  int first = 0;  // of the rows that are summed
+  while (first < anchors.count - 1 && anchors.weight[first] == 0) ++first;
   double squares = 0;
   for (int begin = 0; begin < tile.features; begin += kSummedFeatures) {
     const int left = tile.features - begin, width = left < kSummedFeatures ? left : kSummedFeatures;
     anchors.widen(begin, width);
     others.widen(begin, width);
-    const double *const origin = anchors.wide, *base = zero;
+    const double *const origin = anchors.wide + first * kSummedFeatures, *base = zero;
     const double largest = others.largest_deviation(origin, anchors.largest_deviation(origin, 0x1p-149));
     const bool integers = largest <= limit;
     double step = 1;
