@@ -65,12 +65,15 @@ bool fill_masks(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch) {
   uint64_t any = 0;
   for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel) {
     uint64_t* const masks = scratch.masks.data() + p * kBlock;
+    // In the self form anchors behind the panel have their pairs in it seen from the other end.
+    const int64_t last = n.self ? std::min(end, column + kPanel) : end;
     if (pruned)
       screen_near(n, tile, column, std::min(column + kPanel, y_end), scratch, masks);
     else
-      screen_panel(n.tier, anchors.q, begin, int(end - begin), others.q, column, Limit::kInactive, masks);
+      screen_panel(n.tier, anchors.q, begin, int(last - begin), others.q, column, Limit::kInactive, masks);
+    std::fill(masks + (last - begin), masks + (end - begin), 0);
     const uint64_t valid = below(y_end - column);
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin; i < last; ++i) {
       // Leaves out the anchor's own class and, in the self form, the pairs seen from the other end.
       uint64_t kept = masks[i - begin] & valid & ~(below(n.same_end[i] - column) & ~below(n.same_begin[i] - column));
       if (n.self) kept &= ~below(i + 1 - column);
