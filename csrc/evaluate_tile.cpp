@@ -10,7 +10,7 @@ namespace {
 // 64 to 1024 features. Candidates are held to the same share: were it another, how a unit is summed would depend on how
 // well a tier screens, and so would the last bits of the result. The same holds for the share of the tile that such units
 // must have between them, below which there is too little to do at a time.
-constexpr double kDense = 0.06;
+constexpr double kDense = 0.05;
 constexpr double kLeastShare = kDense / 8;
 constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the screen may prove all of them active
 // The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.

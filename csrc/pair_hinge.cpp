@@ -2,6 +2,7 @@
 #include "pair_hinge.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -15,19 +16,35 @@ namespace {
 
 constexpr double kSerialWork = 1 << 23;  // pairs times features: less is done before a second thread is awake
 
+struct Buffer {
+  explicit Buffer(size_t size) : size(size), data(new double[size]) {}
+  const size_t size;
+  const std::unique_ptr<double[]> data;
+};
+
+// One buffer is kept for the next call, since the pages of a new one cost as much as a pass over the batch.
+std::atomic<Buffer*> spare{nullptr};
+constexpr size_t kLargestSpare = size_t(1) << 23;  // 64 MB; what is larger is soon outweighed by the pairs
+
 // A row of D zeros for each row of a side, in class order; empty if nobody wants its gradient.
 class Sums {
  public:
-  Sums(bool wanted, int64_t rows, int features, int threads)
-      : data_(wanted ? new double[size_t(rows) * features] : nullptr) {
+  Sums(bool wanted, int64_t rows, int features, int threads) {
     if (!wanted) return;
+    const size_t size = size_t(rows) * features;
+    if (size <= kLargestSpare) buffer_.reset(spare.exchange(nullptr));
+    if (!buffer_ || buffer_->size < size) buffer_.reset(new Buffer(size));
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; ++i) std::fill_n(data_.get() + i * features, features, 0.0);
+    for (int64_t i = 0; i < rows; ++i) std::fill_n(data() + i * features, features, 0.0);
   }
-  double* data() const { return data_.get(); }
+  ~Sums() {
+    if (buffer_ && buffer_->size <= kLargestSpare) buffer_.reset(spare.exchange(buffer_.release()));
+  }
+  Sums(const Sums&) = delete;
+  double* data() const { return buffer_ ? buffer_->data.get() : nullptr; }
 
  private:
-  std::unique_ptr<double[]> data_;
+  std::unique_ptr<Buffer> buffer_;
 };
 
 // Writes `value` to the rows that take part and zeros to the others.

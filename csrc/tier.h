@@ -94,7 +94,8 @@ struct DenseTile {
   double margin;
   double* scratch;               // (kDenseScratch,)
 };
-constexpr int kDenseScratch = 6 * kBlock * kSummedFeatures;
+constexpr int kLongestList = 64;  // of partners that are added one by one
+constexpr int kDenseScratch = 6 * kBlock * kSummedFeatures + kBlock * kLongestList / 2;
 
 struct DenseResult {
   double squares;  // sum of d^2 over the active pairs

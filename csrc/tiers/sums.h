@@ -93,29 +93,61 @@ inline void transpose_bits(uint64_t* words) {
     }
 }
 
+// sums[r] += sum of the partners in a row's list. Integers are below 2^25.
+template <class T>
+MMFAST_ALONE void listed_sums(const uint16_t* lists, const double* weight, int count, const T* partners, double* sums) {
+  for (int r = 0; r < count; ++r) {
+    const uint16_t* const list = lists + r * kLongestList;
+    if (weight[r] == 0 || weight[r] > kLongestList) continue;
+    const int length = int(weight[r]);
+    Entry<T> even = load_entry(partners + list[0] * kSummedFeatures), odd = {};
+    int i = 1;
+    for (; i + 2 <= length; i += 2) {
+      odd = odd + load_entry(partners + list[i] * kSummedFeatures);
+      even = even + load_entry(partners + list[i + 1] * kSummedFeatures);
+    }
+    if (i < length) odd = odd + load_entry(partners + list[i] * kSummedFeatures);
+    add_entry(sums + r * kSummedFeatures, even + odd);
+  }
+}
+
 // One side of a dense tile.
 struct DenseSide {
   const float* const* rows;
   double* const* targets;  // null: not wanted
   int count;
-  const uint64_t* masks;   // over the other side
+  uint64_t masks[kMaskWords];  // over the other side, of the rows with many bits
+  uint16_t* lists;             // (kBlock, kLongestList) the bits of the others
   double* wide;            // (kBlock, kSummedFeatures) the features at hand of its rows
   int32_t* integers;       // the same as multiples of a step from the origin
   double* sums;            // of its partners
   double weight[kBlock];     // the number of bits
   double norms[kBlock * 8];  // |row - origin|^2 in 8 parts
 
-  DenseSide(const float* const* rows, double* const* targets, int count, const uint64_t* masks, int panels,
+  DenseSide(const float* const* rows, double* const* targets, int count, const uint64_t* active, int panels,
             double*& scratch)
-      : rows(rows), targets(targets), count(count), masks(masks), wide(scratch), sums(scratch + kSide) {
+      : rows(rows), targets(targets), count(count), wide(scratch), sums(scratch + kSide) {
     integers = (int32_t*)(scratch + 2 * kSide);
-    scratch += 3 * kSide;
+    lists = (uint16_t*)(integers + kSide);
+    scratch += 3 * kSide + kBlock * kLongestList / 4;
     for (int r = 0; r < count; ++r) {
       int bits = 0;
-      for (int p = 0; p < panels; ++p) bits += __builtin_popcountll(masks[p * kBlock + r]);
+      for (int p = 0; p < panels; ++p) bits += __builtin_popcountll(active[p * kBlock + r]);
       weight[r] = bits;
       store_lanes(norms + r * 8, D8{});
+      uint16_t* next = lists + r * kLongestList;
+      for (int p = 0; p < panels; ++p) {
+        uint64_t word = active[p * kBlock + r];
+        masks[p * kBlock + r] = bits > kLongestList ? word : 0;
+        for (; bits <= kLongestList && word; word &= word - 1) *next++ = uint16_t(p * kPanel + __builtin_ctzll(word));
+      }
     }
+  }
+
+  template <class T>
+  void sum(const T* partners, int partner_count) {
+    masked_sums(masks, count, partners, partner_count, sums);
+    listed_sums(lists, weight, count, partners, sums);
   }
   static constexpr int kSide = kBlock * kSummedFeatures;
 
@@ -257,11 +289,11 @@ inline DenseResult accumulate(const DenseTile& tile) {
       base = origin;
       anchors.make_integers(origin, 1 / step, begin);
       others.make_integers(origin, 1 / step, begin);
-      masked_sums(anchors.masks, anchors.count, others.integers, others.count, anchors.sums);
-      masked_sums(others.masks, others.count, anchors.integers, anchors.count, others.sums);
+      anchors.sum(others.integers, others.count);
+      others.sum(anchors.integers, anchors.count);
     } else {
-      masked_sums(anchors.masks, anchors.count, others.wide, others.count, anchors.sums);
-      masked_sums(others.masks, others.count, anchors.wide, anchors.count, others.sums);
+      anchors.sum(others.wide, others.count);
+      others.sum(anchors.wide, anchors.count);
     }
     squares += anchors.collect(origin, base, step, integers ? DenseSide::kSecond : DenseSide::kExact, begin, width);
     squares += others.collect(origin, base, step, integers ? DenseSide::kFirst : DenseSide::kExact, begin, width);
