@@ -12,7 +12,6 @@ namespace {
 // must have between them, below which there is too little to do at a time.
 constexpr double kDense = 0.05;
 constexpr double kLeastShare = kDense / 8;
-constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the screen may prove all of them active
 // The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
 constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
 
@@ -107,9 +106,10 @@ class DenseEvaluation {
 
   // True only if the screen proves all candidates of a unit active.
   bool all_active(const Unit& unit) const {
-    uint64_t active[kPanel], doubtful = 0;
-    screen_panel(n_.tier, n_.anchors.q, begin_ + unit.anchor_panel * kPanel, unit.rows, n_.others.q,
-                 other_begin_ + unit.other_panel * kPanel, Limit::kActive, active);
+    uint64_t screened[kPanel], *active = scratch_.certain.data() + unit.first, doubtful = 0;
+    if (!scratch_.proved[unit.other_panel])
+      screen_panel(n_.tier, n_.anchors.q, begin_ + unit.anchor_panel * kPanel, unit.rows, n_.others.q,
+                   other_begin_ + unit.other_panel * kPanel, screened, active);
     for (int r = 0; r < unit.rows; ++r) doubtful |= masks(unit)[r] & ~active[r];
     return doubtful == 0;
   }

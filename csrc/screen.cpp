@@ -41,10 +41,11 @@ Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
     r.sum = 0;
     r.scale = 1;
   }
-  const float v = float(2 * r.scale);
-  const int32_t start = -tier_.offset * r.sum;
-  return {{v, float(l.inactive), start}, {v, float(l.active), start},     float(1 / r.scale),
-          float(l.inactive / r.scale),   float(l.active / r.scale), step};
+  return {{float(2 * r.scale), float(l.inactive), float(l.active), -tier_.offset * r.sum},
+          float(1 / r.scale),
+          float(l.inactive / r.scale),
+          float(l.active / r.scale),
+          step};
 }
 
 // Four digits to a word: the offset is added without carries between them.
@@ -60,12 +61,10 @@ void Quantiser::pack(const int8_t* digits, int64_t count, uint8_t* panel) const 
 }
 
 void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int count, const Quantised& others,
-                  int64_t column, Limit limit, uint64_t* masks) {
-  const bool active = limit == Limit::kActive;
-  tier.screen(anchors.rows.data() + row * anchors.depth,
-              (active ? anchors.active_bounds : anchors.bounds).data() + row, count,
-              others.panels.data() + column * others.depth, others.inverse.data() + column,
-              (active ? others.active_weighted : others.weighted).data() + column, others.depth, masks);
+                  int64_t column, uint64_t* masks, uint64_t* active) {
+  tier.screen({anchors.rows.data() + row * anchors.depth, anchors.bounds.data() + row, count,
+               others.panels.data() + column * others.depth, others.inverse.data() + column,
+               others.weighted.data() + column, others.active_weighted.data() + column, others.depth, masks, active});
 }
 
 template <class T>
@@ -87,7 +86,7 @@ Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier
       for (int64_t r = 0; r < count; ++r) {
         const Bounds bounds = quantiser.quantise(x.row(begin + r), 0, digits + r * depth);
         out.steps[begin + r] = bounds.step;
-        if (as_anchors) out.bounds[begin + r] = bounds.anchor, out.active_bounds[begin + r] = bounds.active_anchor;
+        if (as_anchors) out.bounds[begin + r] = bounds.anchor;
         if (!as_others) continue;
         out.inverse[begin + r] = bounds.inverse;
         out.weighted[begin + r] = bounds.weighted;

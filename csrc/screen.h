@@ -46,7 +46,6 @@ struct Quantised {
   void make_rows(int64_t size) {
     rows.resize(size * depth);
     bounds.resize(size);
-    active_bounds.resize(size);
     steps.resize(size);
   }
   void make_panels(int64_t count, int offset) {
@@ -63,14 +62,13 @@ struct Quantised {
   std::vector<uint8_t> panels;    // (ceil(size / 64), depth / 4, 64, 4)
   std::vector<float> inverse;     // (ceil(size / 64) * 64,) 1 / s
   std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
-  std::vector<RowBound> active_bounds;  // as bounds and weighted, with b in the place of a
-  std::vector<float> active_weighted;
+  std::vector<float> active_weighted;  // as weighted, b / s
   std::vector<float> steps;       // s of digits of 16 bits; 0: the row is not to be decided
 };
 
 // What the comparison needs of one row, as an anchor and as another.
 struct Bounds {
-  RowBound anchor, active_anchor;
+  RowBound anchor;
   float inverse, weighted, active_weighted;
   float step;  // of digits of 16 bits
 };
@@ -100,11 +98,9 @@ class Quantiser {
   double margin_;  // in the frame's unit
 };
 
-// Fills masks, (count,), for the anchors from `row` on and the panel of others that begins at `column`: a bit is 0 only
-// if its pair is certainly inactive, or with kActive is 1 only if its pair is certainly active.
-enum class Limit { kInactive, kActive };
+// Screens the anchors from `row` on with the panel of others that begins at `column`.
 void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int count, const Quantised& others,
-                  int64_t column, Limit limit, uint64_t* masks);
+                  int64_t column, uint64_t* masks, uint64_t* active = nullptr);
 
 template <class T>
 Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier& tier, bool as_anchors, bool as_others,

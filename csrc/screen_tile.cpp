@@ -14,7 +14,7 @@ template <class T>
 bool compare_balls(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch) {
   const Balls &a = n.anchors.balls, &o = n.others.balls;
   const int64_t first = a.first[tile.x_block], first_other = o.first[tile.y_block], column = tile.y_block * kPanel;
-  screen_panel(n.tier, a.q, first, a.count(tile.x_block), o.q, column, Limit::kInactive, scratch.near);
+  screen_panel(n.tier, a.q, first, a.count(tile.x_block), o.q, column, scratch.near);
   uint64_t any = 0;
   for (int b = 0; b < a.count(tile.x_block); ++b) {
     const int64_t row = a.balls[first + b].begin;
@@ -45,7 +45,7 @@ void screen_near(const Negatives<T>& n, const Tile& tile, int64_t column, int64_
     for (next = b + 1; next < anchors.balls.count(tile.x_block) && bool(scratch.near[next] & here) == needed;) ++next;
     const int64_t from = anchors.balls.balls[first + b].begin, to = anchors.balls.balls[first + next - 1].end;
     if (needed)
-      screen_panel(n.tier, anchors.q, from, int(to - from), others.q, column, Limit::kInactive, masks + (from - begin));
+      screen_panel(n.tier, anchors.q, from, int(to - from), others.q, column, masks + (from - begin));
     else
       std::fill(masks + (from - begin), masks + (to - begin), 0);
   }
@@ -67,19 +67,25 @@ bool fill_masks(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch) {
     uint64_t* const masks = scratch.masks.data() + p * kBlock;
     // In the self form anchors behind the panel have their pairs in it seen from the other end.
     const int64_t last = n.self ? std::min(end, column + kPanel) : end;
+    // Where most pairs of the panel before were kept, those of this one that are certainly active are worth knowing.
+    scratch.proved[p] = scratch.nearly_full && !pruned;
     if (pruned)
       screen_near(n, tile, column, std::min(column + kPanel, y_end), scratch, masks);
     else
-      screen_panel(n.tier, anchors.q, begin, int(last - begin), others.q, column, Limit::kInactive, masks);
+      screen_panel(n.tier, anchors.q, begin, int(last - begin), others.q, column, masks,
+                   scratch.proved[p] ? scratch.certain.data() + p * kBlock : nullptr);
     std::fill(masks + (last - begin), masks + (end - begin), 0);
     const uint64_t valid = below(y_end - column);
+    int64_t count = 0;
     for (int64_t i = begin; i < last; ++i) {
       // Leaves out the anchor's own class and, in the self form, the pairs seen from the other end.
       uint64_t kept = masks[i - begin] & valid & ~(below(n.same_end[i] - column) & ~below(n.same_begin[i] - column));
       if (n.self) kept &= ~below(i + 1 - column);
       masks[i - begin] = kept;
       any |= kept;
+      count += __builtin_popcountll(kept);
     }
+    scratch.nearly_full = double(count) >= kNearlyFull * double(last - begin) * kPanel;
   }
   return any != 0;
 }

@@ -16,8 +16,23 @@ constexpr int kPanel = 64;  // columns of one packed panel = bits of one mask wo
 // What the screen knows of one row; the names are those of the proof in screen.h.
 struct RowBound {
   float v;        // 2 s
-  float a;        // n - t - slack
+  float a, b;     // for inactive and for active pairs
   int32_t start;  // -offset * sum(q): undoes the unsigned operand's offset
+};
+
+// Rows against one panel: masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin;
+// active[r] bit c = 1 only if they certainly are.
+struct Screening {
+  const int8_t* rows;            // (row_count, depth), depth a multiple of 8
+  const RowBound* bounds;        // (row_count,)
+  int row_count;
+  const uint8_t* panel;          // (depth / 4, kPanel, 4): the digits plus offset
+  const float* inverse;          // (kPanel,) 1 / s
+  const float* weighted;         // (kPanel,) a / s
+  const float* active_weighted;  // (kPanel,) b / s
+  int depth;
+  uint64_t* masks;               // (row_count,)
+  uint64_t* active;              // (row_count,); may be null
 };
 
 struct QuantisedRow {
@@ -133,16 +148,7 @@ struct Tier {
   int qmax;    // digits lie in [-qmax, qmax]
   int offset;  // added to the packed (unsigned) operand; 0 where the hardware multiplies signed by signed
 
-  // masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin, or = 1 only if they
-  // certainly are: by the bounds (screen.h).
-  void (*screen)(const int8_t* rows,       // (row_count, depth), depth a multiple of 8
-                 const RowBound* bounds,   // (row_count,)
-                 int row_count,
-                 const uint8_t* panel,     // (depth / 4, kPanel, 4): the digits plus offset
-                 const float* inverse,     // (kPanel,) 1 / s
-                 const float* weighted,    // (kPanel,) a / s
-                 int depth,
-                 uint64_t* masks);         // (row_count,)
+  void (*screen)(const Screening&);
 
   RowKernels<float> f32;
   RowKernels<double> f64;

@@ -22,6 +22,8 @@ struct DenseScratch {
   double sums[kDenseScratch];
 };
 
+constexpr double kNearlyFull = 0.9;  // from this share of candidates on, the screen may prove all of them active
+
 // What a thread works with; the masks are those of tier.h.
 template <class T>
 struct Scratch {
@@ -29,6 +31,9 @@ struct Scratch {
   std::vector<const T*> others = std::vector<const T*>(kBlock);
   std::vector<double*> other_sums = std::vector<double*>(kBlock);
   std::unique_ptr<DenseScratch> dense;
+  std::vector<uint64_t> certain = std::vector<uint64_t>(kMaskWords);  // the screen's proofs of active pairs
+  bool proved[kBlockPanels];   // which panels have them
+  bool nearly_full = false;    // the panel screened last
   uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
   int64_t wrong = 0;      // decisions, where they are checked
 };

@@ -36,22 +36,23 @@ inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (Ints)_mm256_madd_epi1
 
 // ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
 template <int ROWS>
-inline void screen_rows(const int8_t* rows, const RowBound* bounds, const uint8_t* panel, const float* inverse,
-                        const float* weighted, int depth, uint64_t* masks) {
+inline void screen_rows(const Screening& s, int first) {
   const __m256i ones = _mm256_set1_epi16(1);
-  uint64_t found[ROWS] = {};
+  const int8_t* const rows = s.rows + size_t(first) * s.depth;
+  const RowBound* const bounds = s.bounds + first;
+  uint64_t found[ROWS] = {}, active[ROWS] = {};
   for (int c = 0; c < kPanel; c += 16) {
     __m256i acc[ROWS][2];
     for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_set1_epi32(bounds[r].start);
-    const uint8_t* p = panel + 4 * c;
-    for (int k = 0; k < depth; k += 8, p += 8 * kPanel) {
+    const uint8_t* p = s.panel + 4 * c;
+    for (int k = 0; k < s.depth; k += 8, p += 8 * kPanel) {
       const __m256i a0 = _mm256_loadu_si256((const __m256i*)p);
       const __m256i a1 = _mm256_loadu_si256((const __m256i*)(p + 32));
       const __m256i b0 = _mm256_loadu_si256((const __m256i*)(p + 4 * kPanel));
       const __m256i b1 = _mm256_loadu_si256((const __m256i*)(p + 4 * kPanel + 32));
       for (int r = 0; r < ROWS; ++r) {
         int32_t four[2];
-        __builtin_memcpy(four, rows + size_t(r) * depth + k, 8);
+        __builtin_memcpy(four, rows + size_t(r) * s.depth + k, 8);
         const __m256i ra = _mm256_set1_epi32(four[0]), rb = _mm256_set1_epi32(four[1]);
         const __m256i s0 = _mm256_add_epi16(_mm256_maddubs_epi16(a0, ra), _mm256_maddubs_epi16(b0, rb));
         const __m256i s1 = _mm256_add_epi16(_mm256_maddubs_epi16(a1, ra), _mm256_maddubs_epi16(b1, rb));
@@ -60,24 +61,27 @@ inline void screen_rows(const int8_t* rows, const RowBound* bounds, const uint8_
       }
     }
     for (int r = 0; r < ROWS; ++r)
-      for (int h = 0; h < 2; ++h) {
+      for (int column = c, h = 0; h < 2; ++h, column += 8) {
         const __m256 right = _mm256_mul_ps(_mm256_set1_ps(bounds[r].v), _mm256_cvtepi32_ps(acc[r][h]));
-        const __m256 left = _mm256_fmadd_ps(_mm256_set1_ps(bounds[r].a), _mm256_loadu_ps(inverse + c + 8 * h),
-                                            _mm256_loadu_ps(weighted + c + 8 * h));
-        const unsigned bits = unsigned(_mm256_movemask_ps(_mm256_cmp_ps(left, right, _CMP_NGE_UQ)));
-        found[r] |= uint64_t(bits) << (c + 8 * h);
+        const __m256 inverse = _mm256_loadu_ps(s.inverse + column);
+        const __m256 low = _mm256_fmadd_ps(_mm256_set1_ps(bounds[r].a), inverse, _mm256_loadu_ps(s.weighted + column));
+        found[r] |= uint64_t(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(low, right, _CMP_NGE_UQ)))) << column;
+        if (!s.active) continue;
+        const __m256 high =
+            _mm256_fmadd_ps(_mm256_set1_ps(bounds[r].b), inverse, _mm256_loadu_ps(s.active_weighted + column));
+        active[r] |= uint64_t(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(high, right, _CMP_LT_OQ)))) << column;
       }
   }
-  for (int r = 0; r < ROWS; ++r) masks[r] = found[r];
+  for (int r = 0; r < ROWS; ++r) {
+    s.masks[first + r] = found[r];
+    if (s.active) s.active[first + r] = active[r];
+  }
 }
 
-void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
-            const float* weighted, int depth, uint64_t* masks) {
+void screen(const Screening& s) {
   int r = 0;
-  for (; r + 4 <= row_count; r += 4)
-    screen_rows<4>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
-  for (; r < row_count; ++r)
-    screen_rows<1>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+  for (; r + 4 <= s.row_count; r += 4) screen_rows<4>(s, r);
+  for (; r < s.row_count; ++r) screen_rows<1>(s, r);
 }
 
 bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

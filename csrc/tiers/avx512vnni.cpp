@@ -39,21 +39,23 @@ inline void add_products(__m512i& acc, __m512i unsigned_bytes, __m512i signed_by
 
 // ROWS x 64 dot products in registers (6 x 4 accumulators of the 32), then one comparison each.
 template <int ROWS>
-inline void screen_rows(const int8_t* rows, const RowBound* bounds, const uint8_t* panel, const float* inverse,
-                        const float* weighted, int depth, uint64_t* masks) {
+inline void screen_rows(const Screening& s, int first) {
+  const int8_t* const rows = s.rows + size_t(first) * s.depth;
+  const RowBound* const bounds = s.bounds + first;
+  const uint8_t* panel = s.panel;
   __m512i acc[ROWS][4];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) acc[r][c] = _mm512_set1_epi32(bounds[r].start);
-  for (int k = 0; k < depth; k += 4, panel += 4 * kPanel) {
+  for (int k = 0; k < s.depth; k += 4, panel += 4 * kPanel) {
     __m512i column[4];
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) column[c] = _mm512_loadu_si512(panel + 64 * c);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       int32_t four;
-      __builtin_memcpy(&four, rows + size_t(r) * depth + k, 4);
+      __builtin_memcpy(&four, rows + size_t(r) * s.depth + k, 4);
       const __m512i row = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) add_products(acc[r][c], column[c], row);
@@ -61,27 +63,28 @@ inline void screen_rows(const int8_t* rows, const RowBound* bounds, const uint8_
   }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
-    uint64_t mask = 0;
+    uint64_t mask = 0, active = 0;
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const __m512 right = _mm512_mul_ps(_mm512_set1_ps(bounds[r].v), _mm512_cvtepi32_ps(acc[r][c]));
-      const __m512 left = _mm512_fmadd_ps(_mm512_set1_ps(bounds[r].a), _mm512_loadu_ps(inverse + 16 * c),
-                                          _mm512_loadu_ps(weighted + 16 * c));
-      mask |= uint64_t(_mm512_cmp_ps_mask(left, right, _CMP_NGE_UQ)) << (16 * c);
+      const __m512 inverse = _mm512_loadu_ps(s.inverse + 16 * c);
+      const __m512 low = _mm512_fmadd_ps(_mm512_set1_ps(bounds[r].a), inverse, _mm512_loadu_ps(s.weighted + 16 * c));
+      mask |= uint64_t(_mm512_cmp_ps_mask(low, right, _CMP_NGE_UQ)) << (16 * c);
+      if (!s.active) continue;
+      const __m512 high =
+          _mm512_fmadd_ps(_mm512_set1_ps(bounds[r].b), inverse, _mm512_loadu_ps(s.active_weighted + 16 * c));
+      active |= uint64_t(_mm512_cmp_ps_mask(high, right, _CMP_LT_OQ)) << (16 * c);
     }
-    masks[r] = mask;
+    s.masks[first + r] = mask;
+    if (s.active) s.active[first + r] = active;
   }
 }
 
-void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
-            const float* weighted, int depth, uint64_t* masks) {
+void screen(const Screening& s) {
   int r = 0;
-  for (; r + 6 <= row_count; r += 6)
-    screen_rows<6>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
-  for (; r + 2 <= row_count; r += 2)
-    screen_rows<2>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
-  for (; r < row_count; ++r)
-    screen_rows<1>(rows + size_t(r) * depth, bounds + r, panel, inverse, weighted, depth, masks + r);
+  for (; r + 6 <= s.row_count; r += 6) screen_rows<6>(s, r);
+  for (; r + 2 <= s.row_count; r += 2) screen_rows<2>(s, r);
+  for (; r < s.row_count; ++r) screen_rows<1>(s, r);
 }
 
 // The compiler's probe reads CPUID and, through XGETBV, which registers the operating system saves.

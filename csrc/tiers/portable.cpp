@@ -29,24 +29,26 @@ inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (a << 16 >> 16) * (b <
 #include "tiers/compare.h"
 #include "tiers/sums.h"
 
-void screen(const int8_t* rows, const RowBound* bounds, int row_count, const uint8_t* panel, const float* inverse,
-            const float* weighted, int depth, uint64_t* masks) {
-  for (int r = 0; r < row_count; ++r) {
-    const int8_t* row = rows + size_t(r) * depth;
+void screen(const Screening& s) {
+  for (int r = 0; r < s.row_count; ++r) {
+    const int8_t* const row = s.rows + size_t(r) * s.depth;
+    const RowBound& bound = s.bounds[r];
     int32_t acc[kPanel];
-    for (int c = 0; c < kPanel; ++c) acc[c] = bounds[r].start;
-    for (int k = 0; k < depth; k += 4) {
-      const uint8_t* column = panel + size_t(k) * kPanel;
+    for (int c = 0; c < kPanel; ++c) acc[c] = bound.start;
+    for (int k = 0; k < s.depth; k += 4) {
+      const uint8_t* column = s.panel + size_t(k) * kPanel;
       const int32_t r0 = row[k], r1 = row[k + 1], r2 = row[k + 2], r3 = row[k + 3];
       for (int c = 0; c < kPanel; ++c, column += 4)
         acc[c] += r0 * column[0] + r1 * column[1] + r2 * column[2] + r3 * column[3];
     }
-    uint64_t mask = 0;
+    uint64_t mask = 0, active = 0;
     for (int c = 0; c < kPanel; ++c) {
-      const bool inactive = bounds[r].a * inverse[c] + weighted[c] >= bounds[r].v * float(acc[c]);
-      mask |= uint64_t(!inactive) << c;
+      const float right = bound.v * float(acc[c]);
+      mask |= uint64_t(!(bound.a * s.inverse[c] + s.weighted[c] >= right)) << c;
+      active |= uint64_t(bound.b * s.inverse[c] + s.active_weighted[c] < right) << c;
     }
-    masks[r] = mask;
+    s.masks[r] = mask;
+    if (s.active) s.active[r] = active;
   }
 }
 
