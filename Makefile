@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 BUILT  := $(VENV)/.built
 
-.PHONY: help demo test test-slow lint bench bench-cpu build clean
+.PHONY: help demo test test-slow test-native lint bench bench-cpu build clean
 help:          ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -36,6 +36,9 @@ test: lint     ## lint, types and the unit tests
 
 test-slow: build ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-native:   ## the engine's own tests: with sanitizers, and emulated for 64-bit Arm where that is installed
+	tests/native/run
 
 bench: build   ## measure everything against everything a user would pick instead
 	mkdir -p out

@@ -1,5 +1,6 @@
 // The pairs that the screen left of a tile: units with many active pairs by masks (tiers/sums.h), the rest one by one.
 #include <algorithm>
+#include <new>
 
 #include "tile.h"
 
@@ -14,12 +15,6 @@ constexpr double kDense = 0.05;
 constexpr double kLeastShare = kDense / 8;
 // The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
 constexpr double kLargestSpread = 64, kSmallestLoss = 1e-3;  // times the margin; times the margin per active pair
-
-int64_t ones(const uint64_t* masks, int64_t count) {
-  int64_t sum = 0;
-  for (int64_t r = 0; r < count; ++r) sum += __builtin_popcountll(masks[r]);
-  return sum;
-}
 
 // A panel of the tile's anchors against a panel of its others.
 struct Unit {
@@ -47,7 +42,8 @@ class DenseEvaluation {
   double evaluate(int64_t* active) {
     if (n_.anchors.q.depth == 0) return 0;  // nothing was screened, and nothing is decided in numbers
     if (double(choose()) < least()) return 0;
-    if (!scratch_.dense) scratch_.dense.reset(new DenseScratch);
+    if (!scratch_.dense) scratch_.dense.reset(new (std::nothrow) DenseScratch);
+    if (!scratch_.dense) return 0;  // without memory, pair by pair
     doubt();
     list_rows();
     if (any_doubtful_)
@@ -86,7 +82,7 @@ class DenseEvaluation {
   int64_t choose() {
     int64_t candidates = 0;
     for_units([&](const Unit& unit) {
-      const int64_t found = ones(masks(unit), unit.rows);
+      const int64_t found = n_.tier.count_ones(masks(unit), unit.rows);
       if (double(found) < kDense * unit.pairs) return;
       unit.put_into(units_);
       candidates += found;
@@ -98,7 +94,7 @@ class DenseEvaluation {
   void doubt() {
     for_units([&](const Unit& unit) {
       if (!unit.in(units_)) return;
-      if (double(ones(masks(unit), unit.rows)) >= kNearlyFull * unit.pairs && all_active(unit)) return;
+      if (double(n_.tier.count_ones(masks(unit), unit.rows)) >= kNearlyFull * unit.pairs && all_active(unit)) return;
       unit.put_into(doubtful_);
       any_doubtful_ = true;
     });
@@ -133,7 +129,7 @@ class DenseEvaluation {
       if (!unit.in(units_)) return;
       if (checking()) check(unit);
       if (unit.in(doubtful_)) decide(unit);
-      const int64_t active = ones(masks(unit), unit.rows);
+      const int64_t active = n_.tier.count_ones(masks(unit), unit.rows);
       if (double(active) >= kDense * unit.pairs)
         found += active;
       else

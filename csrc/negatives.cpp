@@ -1,4 +1,4 @@
-// The schedule: tiles of two row blocks, so ordered that no two threads write one row (tournament.h).
+// Both forms as tiles of two row blocks, handed out so that no two threads write one row (schedule.h).
 #include "negatives.h"
 
 #include <algorithm>
@@ -6,11 +6,11 @@
 #include <string>
 
 #include "prune.h"
+#include "schedule.h"
 #include "screen.h"
 #include "threads.h"
 #include "tier.h"
 #include "tile.h"
-#include "tournament.h"
 
 namespace mmfast {
 namespace {
@@ -30,20 +30,18 @@ int64_t block_rows(int64_t rows, bool anchors_only) {
 template <class T, class Tournament>
 NegativeResult run(const Negatives<T>& negatives, const Tournament& tournament, int threads) {
   const int64_t x_blocks = negatives.anchors.blocks(), y_blocks = negatives.others.blocks();
-  // One cell per tile of a round and a running total per cell: the order of the sum is fixed by the tournament.
-  std::vector<NegativeResult> cells(std::max(x_blocks, y_blocks));
+  // A running total for each block of anchors: the order of the sum is fixed by the schedule.
+  std::vector<NegativeResult> cells(x_blocks);
+  Schedule<Tournament> schedule(tournament, negatives.self ? x_blocks : x_blocks + y_blocks,
+                                negatives.self ? 0 : x_blocks);
   threads = int(std::clamp<int64_t>(std::min(x_blocks, y_blocks), 1, threads));
   std::vector<Scratch<T>> scratch(threads);
 #pragma omp parallel num_threads(threads)
   {
     Scratch<T>& mine = scratch[thread_number()];
-    for (int64_t round = 0; round < tournament.rounds(); ++round) {
-#pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < tournament.tiles(round); ++i) {
-        Tile tile;
-        if (tournament.tile(round, i, tile) && screen_tile(negatives, tile, mine))
-          cells[i].sum += evaluate_tile(negatives, tile, mine, &cells[i].active);
-      }
+    for (Tile tile; schedule.next(tile); schedule.finish(tile)) {
+      NegativeResult& cell = cells[tile.x_block];
+      if (screen_tile(negatives, tile, mine)) cell.sum += evaluate_tile(negatives, tile, mine, &cell.active);
     }
   }
   int64_t wrong = 0;

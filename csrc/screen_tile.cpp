@@ -76,15 +76,14 @@ bool fill_masks(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch) {
                    scratch.proved[p] ? scratch.certain.data() + p * kBlock : nullptr);
     std::fill(masks + (last - begin), masks + (end - begin), 0);
     const uint64_t valid = below(y_end - column);
-    int64_t count = 0;
     for (int64_t i = begin; i < last; ++i) {
       // Leaves out the anchor's own class and, in the self form, the pairs seen from the other end.
       uint64_t kept = masks[i - begin] & valid & ~(below(n.same_end[i] - column) & ~below(n.same_begin[i] - column));
       if (n.self) kept &= ~below(i + 1 - column);
       masks[i - begin] = kept;
       any |= kept;
-      count += __builtin_popcountll(kept);
     }
+    const int64_t count = n.tier.count_ones(masks, last - begin);
     scratch.nearly_full = double(count) >= kNearlyFull * double(last - begin) * kPanel;
   }
   return any != 0;

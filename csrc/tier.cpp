@@ -9,6 +9,8 @@ namespace mmfast {
 
 #if defined(__x86_64__)
 extern const Tier kAvx512Vnni, kAvx2;
+#elif defined(__aarch64__)
+extern const Tier kNeon;
 #endif
 extern const Tier kPortable;
 
@@ -16,6 +18,8 @@ const Tier* const kTiers[] = {
 #if defined(__x86_64__)
     &kAvx512Vnni,
     &kAvx2,
+#elif defined(__aarch64__)
+    &kNeon,
 #endif
     &kPortable,
     nullptr,

@@ -149,6 +149,7 @@ struct Tier {
   int offset;  // added to the packed (unsigned) operand; 0 where the hardware multiplies signed by signed
 
   void (*screen)(const Screening&);
+  int64_t (*count_ones)(const uint64_t* words, int64_t count);
 
   RowKernels<float> f32;
   RowKernels<double> f64;

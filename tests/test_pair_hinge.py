@@ -410,8 +410,18 @@ def test_residuals_that_meet_the_bound_prove_nothing(below: bool) -> None:
     """
     signs = torch.tensor([1.0, -1.0])
     x = torch.full((256, 257), 1.49 / 63)
-    x *= signs[torch.arange(256) % 2, None]
+    x *= signs[torch.arange(256) // 2 % 2, None]  # so that the mean of every second row is 0 as well
     x[:, 0] = signs[torch.arange(256) // 128]
-    d2 = float((x[0].double() - x[1].double()).square().sum())
+    d2 = float((x[0].double() - x[2].double()).square().sum())
     p = problem(256, 257)
     assert_exact({**p, "embeddings": x, "labels": torch.arange(256), "margin": d2 * (1 - 1e-6 if below else 1 + 1e-6)})
+
+
+@pytest.mark.parametrize("below", [True, False])
+@pytest.mark.parametrize("features", [*range(96, 160, 5), 271, 384])
+def test_digits_of_16_bits_that_are_off_by_up_to_a_half(features: int, below: bool) -> None:
+    """Two opposite rows whose features are all equal: all their digits are off by the same fraction, up to a half."""
+    x = torch.full((128, features), features**-0.5) * torch.tensor([1.0, -1.0])[torch.arange(128) % 2, None]
+    d2 = float((x[0].double() - x[1].double()).square().sum())
+    p = problem(128, features)
+    assert_exact({**p, "embeddings": x, "labels": torch.arange(128), "margin": d2 * (1 - 1e-9 if below else 1 + 1e-9)})

@@ -89,7 +89,8 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Tier kAvx2;
-const Tier kAvx2 = {"avx2", available, 63, 64, screen, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kAvx2 = {"avx2", available, 63, 64,
+                    screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
 
 }  // namespace mmfast
 

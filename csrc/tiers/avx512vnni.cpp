@@ -97,7 +97,8 @@ bool available() {
 }  // namespace
 
 extern const Tier kAvx512Vnni;
-const Tier kAvx512Vnni = {"avx512vnni", available, 127, 128, screen, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kAvx512Vnni = {"avx512vnni", available, 127, 128,
+                          screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
 
 }  // namespace mmfast
 

@@ -61,6 +61,12 @@ QuantisedRow quantise(const T* x, const T* centre, int features, T unit, int qma
   return {scale, residual, int64_t(squares), int32_t(sum), double(largest), norm};
 }
 
+inline int64_t count_ones(const uint64_t* words, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += __builtin_popcountll(words[i]);
+  return sum;
+}
+
 // The squared distance in double, differences first: nothing is lost near a duplicate.
 template <class T>
 inline double squared_distance(const T* x, const T* y, int features) {

@@ -57,6 +57,7 @@ bool available() { return true; }
 }  // namespace
 
 extern const Tier kPortable;
-const Tier kPortable = {"portable", available, 127, 128, screen, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kPortable = {"portable", available, 127, 128,
+                        screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
 
 }  // namespace mmfast
