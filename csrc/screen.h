@@ -21,6 +21,8 @@
 // infinity, 16u n alone exceeds whatever the other side can hold. NaN makes (2) false: the pair is then looked at.
 // The screen can therefore only ever keep too much.
 //
+// Digits of 16 bits (tiers/compare.h) take the same test, with a bound of e that holds for all rows.
+//
 // The same kernel proves pairs active. d_ij <= D_ij + e_i + e_j, so d_ij^2 < m if D_ij^2 <= (sqrt(m) - e_i - e_j)^2 and
 // e_i + e_j <= sqrt(m). Both follow from D_ij^2 <= m - 2 sqrt(m) (e_i + e_j), as D_ij^2 is not negative. With
 // t_i = m/2 - 2 sqrt(m) e_i and b_i = n_i - t_i the condition is (2) turned round, b_i + b_j < 2 s_i s_j (q_i . q_j), and

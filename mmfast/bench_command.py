@@ -22,6 +22,7 @@ from mmfast.cli import UserError
 
 OURS = "mmfast"
 YARDSTICK = "X @ X.T"
+QUADRATIC = "∝ B²"
 INTERLEAVED = "mmfast.interleaved/1"
 
 # Okabe and Ito's palette, told apart with every common colour blindness; ours is its darkest on white.
@@ -35,6 +36,9 @@ STYLES = {
     "double loop": ("#56B4E9", "X"),
     "mmfast without pruning": ("#666666", "o"),
     YARDSTICK: ("#777777", ""),
+    QUADRATIC: ("#777777", ""),
+    "sparse": ("#000000", "o"),
+    "separated": ("#0072B2", "^"),
 }
 OTHERS = ("#999999", "*")
 SIZE = (8.0, 4.8)  # inches; at DPI 200 the README shows it at half its pixels
@@ -150,6 +154,11 @@ def figures(results: Results) -> Iterable[tuple[str, Figure]]:
     if len({m.rows for m in held}) > 1:
         title = f"Peak memory of loss + gradient beyond the inputs, {data}"
         yield "memory_over_rows", _over_rows(held, lambda m: (m.peak_bytes or 0) / 1e6, MEMORY, title, results)
+    growth = [m for m in results.measurements if m.provider == OURS]
+    growth = _longest(growth, lambda m: m.features, lambda m: (m.rows, m.density))
+    lines = {density for density in (m.density for m in growth) if sum(m.density == density for m in growth) > 2}
+    if len(lines) > 1:
+        yield "growth", _growth([m for m in growth if m.density in lines], results)
     densities = _longest(results.measurements, lambda m: (m.rows, m.features), lambda m: m.density)
     if densities:
         yield "time_over_density", _over_density(densities, results)
@@ -188,6 +197,16 @@ def _over_rows(
     axes.set_xlim(rows[0] / 1.15, rows[-1] * 1.15)
     _name_lines(axes)
     return figure
+
+
+def _growth(measurements: Sequence[Measurement], results: Results) -> Figure:
+    """Draw our time over the rows for each kind of data, beside what is quadratic."""
+    title = f"{OURS}: loss + gradient over the rows, D = {measurements[0].features}"
+    named = [m._replace(provider=m.density) for m in measurements]
+    first = min(named, key=lambda m: (m.rows, -m.median))
+    for rows in {m.rows for m in named}:
+        named.append(first._replace(provider=QUADRATIC, rows=rows, median=first.median * (rows / first.rows) ** 2))
+    return _over_rows(named, lambda m: m.median * 1e3, TIME, title, results)
 
 
 def _over_density(measurements: Sequence[Measurement], results: Results) -> Figure:
@@ -237,7 +256,7 @@ def _draw(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None
         marker=marker,
         markersize=7 if ours else 5.5,
         linewidth=3.2 if ours else 1.6,
-        linestyle="--" if name == YARDSTICK else "-",
+        linestyle="--" if name in (YARDSTICK, QUADRATIC) else "-",
         zorder=2.5 if ours else 3,  # wide and beneath, so that nothing equal to ours is hidden
     )
 
