@@ -41,7 +41,9 @@ class DenseEvaluation {
 
   double evaluate(int64_t* active) {
     if (n_.anchors.q.depth == 0) return 0;  // nothing was screened, and nothing is decided in numbers
-    if (double(choose()) < least()) return 0;
+    const int64_t candidates = choose();
+    scratch_.all_compared = false;
+    if (double(candidates) < least()) return 0;
     if (!scratch_.dense) scratch_.dense.reset(new (std::nothrow) DenseScratch);
     if (!scratch_.dense) return 0;  // without memory, pair by pair
     doubt();
@@ -52,6 +54,7 @@ class DenseEvaluation {
                        n_.frame.centre_f32.data(), float(n_.frame.unit), n_.margin * n_.frame.unit * n_.frame.unit,
                        doubtful_, dense().inactive, dense().certain, dense().comparison});
     const int64_t found = take();
+    scratch_.all_compared = doubtful_everywhere() && double(found) >= kDense * count_ * other_count_;
     if (!found) return 0;
     *active += found;
     const DenseResult result = n_.tier.accumulate(
@@ -94,10 +97,17 @@ class DenseEvaluation {
   void doubt() {
     for_units([&](const Unit& unit) {
       if (!unit.in(units_)) return;
-      if (double(n_.tier.count_ones(masks(unit), unit.rows)) >= kNearlyFull * unit.pairs && all_active(unit)) return;
+      const bool nearly_full = double(n_.tier.count_ones(masks(unit), unit.rows)) >= kNearlyFull * unit.pairs;
+      if (scratch_.screened && nearly_full && all_active(unit)) return;
       unit.put_into(doubtful_);
       any_doubtful_ = true;
     });
+  }
+
+  bool doubtful_everywhere() const {
+    bool everywhere = true;
+    for_units([&](const Unit& unit) { everywhere = everywhere && unit.in(doubtful_); });
+    return everywhere;
   }
 
   // True only if the screen proves all candidates of a unit active.

@@ -62,14 +62,17 @@ bool fill_masks(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch) {
   const bool pruned = anchors.balls.count(tile.x_block) && others.balls.count(tile.y_block);
   if (pruned && !compare_balls(n, tile, scratch)) return false;
 
+  scratch.screened = pruned || !scratch.all_compared;
   uint64_t any = 0;
   for (int64_t p = 0, column = y_begin; column < y_end; ++p, column += kPanel) {
     uint64_t* const masks = scratch.masks.data() + p * kBlock;
     // In the self form anchors behind the panel have their pairs in it seen from the other end.
     const int64_t last = n.self ? std::min(end, column + kPanel) : end;
     // Where most pairs of the panel before were kept, those of this one that are certainly active are worth knowing.
-    scratch.proved[p] = scratch.nearly_full && !pruned;
-    if (pruned)
+    scratch.proved[p] = scratch.nearly_full && !pruned && scratch.screened;
+    if (!scratch.screened)
+      std::fill(masks, masks + (last - begin), ~uint64_t(0));
+    else if (pruned)
       screen_near(n, tile, column, std::min(column + kPanel, y_end), scratch, masks);
     else
       screen_panel(n.tier, anchors.q, begin, int(last - begin), others.q, column, masks,
@@ -83,6 +86,7 @@ bool fill_masks(const Negatives<T>& n, const Tile& tile, Scratch<T>& scratch) {
       masks[i - begin] = kept;
       any |= kept;
     }
+    if (!scratch.screened) continue;
     const int64_t count = n.tier.count_ones(masks, last - begin);
     scratch.nearly_full = double(count) >= kNearlyFull * double(last - begin) * kPanel;
   }
