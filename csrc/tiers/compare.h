@@ -10,28 +10,32 @@ constexpr int kWords = kComparedFeatures / 2;  // two digits each
 // Packs the digits of some features of a row, words kPanel apart; returns the sum of their squares.
 inline int64_t pack_digits(const float* x, const float* centre, float unit, float step, int width, int32_t* words) {
   const float inverse = 1 / step, limit = 32767;
-  int16_t digits[kComparedFeatures];
   Ints squares = {};
   int k = 0;
-  for (; k + 16 <= width; k += 16) {
+  for (; k + 16 <= width; k += 16, words += 8 * kPanel) {
     const F16 digit = clamp(nearest((load_wide(x + k) - load_wide(centre + k)) * unit * inverse), limit);
+    int16_t digits[16];
     for (int i = 0; i < kParts; ++i) {
       const Ints integer = __builtin_convertvector(digit.part[i], Ints);
       squares += integer * integer;
-      store_narrow(digits + k + i * 2 * kLanes, integer);
+      store_narrow(digits + i * 2 * kLanes, integer);
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) __builtin_memcpy(words + i * kPanel, digits + 2 * i, 4);
   }
   int64_t sum = 0;
   for (int lane = 0; lane < 2 * kLanes; ++lane) sum += squares[lane];
-  for (; k < width; ++k) {
-    float digit = nearest((x[k] - centre[k]) * unit * inverse);
-    digit = digit <= limit ? digit : limit;
-    digit = digit >= -limit ? digit : -limit;
-    digits[k] = int16_t(digit);
-    sum += int64_t(digits[k]) * digits[k];
+  for (; k < width; k += 2, words += kPanel) {
+    int16_t digits[2] = {};
+    for (int i = 0; i < 2 && k + i < width; ++i) {
+      float digit = nearest((x[k + i] - centre[k + i]) * unit * inverse);
+      digit = digit <= limit ? digit : limit;
+      digit = digit >= -limit ? digit : -limit;
+      digits[i] = int16_t(digit);
+      sum += int64_t(digits[i]) * digits[i];
+    }
+    __builtin_memcpy(words, digits, 4);
   }
-  if (width % 2) digits[width] = 0;
-  for (k = 0; k < width; k += 2) __builtin_memcpy(words + k / 2 * kPanel, digits + k, 4);
   return sum;
 }
 
