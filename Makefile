@@ -26,9 +26,10 @@ build: $(BUILT) ## set up the virtual environment and compile the extension
 demo: build    ## train a joint image-text space, search it, and write out/demo/report.html
 	$(BIN)/mmfast demo --out $(OUT)
 
-lint: build    ## ruff and mypy
+lint: build    ## ruff, clang-format and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 	$(BIN)/mypy
 
 test: lint     ## lint, types and the unit tests

@@ -1,9 +1,8 @@
 // The Python face of the engine. Arrays are checked here once more than the wrappers do, so that no call can crash.
+#include <pthread.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-
-#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,7 +18,7 @@ namespace py = pybind11;
 namespace {
 
 constexpr py::ssize_t kMaxFeatures = py::ssize_t(1) << 30;  // their number can be rounded up in 32 bits
-constexpr int kMaxThreads = 1024;                            // OpenMP ends the process where it cannot start as many
+constexpr int kMaxThreads = 1024;                           // OpenMP ends the process where it cannot start as many
 
 // A forked child has none of its parent's threads, and OpenMP would wait for them for ever.
 std::atomic<bool> forked{false};

@@ -33,8 +33,9 @@ void combine(const Tier& tier, const Rows<T>& x, int64_t begin, int64_t end, con
   if (positive == 0) origin = nullptr;
   for (int64_t i = begin; i < end; ++i) {
     const double* const sums = gradient.sums ? gradient.sums + i * x.features : nullptr;
-    kernels(tier, origin).combine({x.row(i), origin, mean, sums, positive, negative, x.features,
-                                   gradient.rows + int64_t(x.order[i]) * x.features});
+    kernels(tier, origin)
+        .combine({x.row(i), origin, mean, sums, positive, negative, x.features,
+                  gradient.rows + int64_t(x.order[i]) * x.features});
   }
 }
 
@@ -92,9 +93,8 @@ std::vector<int32_t> class_order(const int64_t* labels, int64_t count, int64_t i
   if (order.empty()) return order;
   const uint64_t range = uint64_t(highest) - uint64_t(lowest);
   if (range > 4 * order.size()) {
-    std::sort(order.begin(), order.end(), [labels](int32_t i, int32_t j) {
-      return labels[i] != labels[j] ? labels[i] < labels[j] : i < j;
-    });
+    std::sort(order.begin(), order.end(),
+              [labels](int32_t i, int32_t j) { return labels[i] != labels[j] ? labels[i] < labels[j] : i < j; });
     return order;
   }
   // Few values: each row's place is counted.
@@ -188,7 +188,6 @@ template double positive_sum_and_gradient(const Rows<float>&, const Rows<float>*
 template double positive_sum_and_gradient(const Rows<double>&, const Rows<double>*, const std::vector<ClassRange>&,
                                           double, double, Gradient<double>, Gradient<double>, int);
 template int64_t count_nonzero_positives(const Rows<float>&, const Rows<float>*, const std::vector<ClassRange>&, int);
-template int64_t count_nonzero_positives(const Rows<double>&, const Rows<double>*, const std::vector<ClassRange>&,
-                                         int);
+template int64_t count_nonzero_positives(const Rows<double>&, const Rows<double>*, const std::vector<ClassRange>&, int);
 
 }  // namespace mmfast

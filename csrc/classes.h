@@ -43,6 +43,7 @@ double positive_sum_and_gradient(const Rows<T>& x, const Rows<T>* y, const std::
 
 // Ordered pairs of a class whose rows differ in at least one feature. Throws std::bad_alloc.
 template <class T>
-int64_t count_nonzero_positives(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes, int threads);
+int64_t count_nonzero_positives(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes,
+                                int threads);
 
 }  // namespace mmfast

@@ -9,8 +9,8 @@ namespace {
 
 // Of kPanel x kPanel pairs, the share of active ones from which the masked product is less work than pair by pair, from
 // 64 to 1024 features. Candidates are held to the same share: were it another, how a unit is summed would depend on how
-// well a tier screens, and so would the last bits of the result. The same holds for the share of the tile that such units
-// must have between them, below which there is too little to do at a time.
+// well a tier screens, and so would the last bits of the result. The same holds for the share of the tile that such
+// units must have between them, below which there is too little to do at a time.
 constexpr double kDense = 0.05;
 constexpr double kLeastShare = kDense / 8;
 // The sums of a tile give its loss to 1e-11 or better within these, else it is computed pair by pair.
@@ -57,9 +57,10 @@ class DenseEvaluation {
     scratch_.all_compared = doubtful_everywhere() && double(found) >= kDense * count_ * other_count_;
     if (!found) return 0;
     *active += found;
-    const DenseResult result = n_.tier.accumulate(
-        {dense().anchors, dense().others, n_.anchors.sums ? dense().anchor_sums : nullptr,
-         n_.others.sums ? dense().other_sums : nullptr, dense().active, count_, other_count_, features(), n_.margin, dense().sums});
+    const DenseResult result =
+        n_.tier.accumulate({dense().anchors, dense().others, n_.anchors.sums ? dense().anchor_sums : nullptr,
+                            n_.others.sums ? dense().other_sums : nullptr, dense().active, count_, other_count_,
+                            features(), n_.margin, dense().sums});
     const double loss = n_.margin * double(found) - result.squares;
     const bool accurate =
         result.spread <= kLargestSpread * n_.margin && loss >= kSmallestLoss * n_.margin * double(found);

@@ -9,9 +9,9 @@
 namespace mmfast {
 namespace {
 
-constexpr int64_t kSample = 128;     // rows of a side that the frame is made from
-constexpr double kOutlier = 8;       // times the median deviation: rows beyond take no part in the centre
-constexpr int kCentreRounds = 4;     // an outlier hides smaller ones from the first round
+constexpr int64_t kSample = 128;  // rows of a side that the frame is made from
+constexpr double kOutlier = 8;    // times the median deviation: rows beyond take no part in the centre
+constexpr int kCentreRounds = 4;  // an outlier hides smaller ones from the first round
 
 // Tells by the exponent's bits, since the compiler makes vectors of integer logic.
 template <class T>
@@ -68,7 +68,8 @@ Frame common_frame(const Rows<T>& x, const Rows<T>* y, int threads) {
   if (y) add_sample(*y, sample);
   if (!frame.finite || sample.empty()) return frame;
 
-  // The mean of the sample, then without the rows far from it, so that a few outliers do not cost the others the screen.
+  // The mean of the sample, then without the rows far from it, so that a few outliers do not cost the others the
+  // screen.
   std::vector<double> deviations;
   double median = 0;
   for (int round = 0; round < kCentreRounds; ++round) {

@@ -14,8 +14,8 @@ struct NegativeResult {
   int64_t active = 0;  // ordered pairs with d^2 < m
 };
 
-// With MMFAST_CHECK_SCREEN=1 in the environment every decision that the bounds made for a pair is compared with float64,
-// which takes as long as the double loop; a wrong one throws std::logic_error.
+// With MMFAST_CHECK_SCREEN=1 in the environment every decision that the bounds made for a pair is compared with
+// float64, which takes as long as the double loop; a wrong one throws std::logic_error.
 //
 // y null: self form. Adds to x_sums and y_sums, (size, D) in class order, where they are not null, the differences
 // x_i - y_j and y_j - x_i of the active pairs, each unordered pair of the self form once per row.

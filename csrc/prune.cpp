@@ -26,7 +26,8 @@ double measure(const Tier& tier, const Rows<T>& x, Ball ball, const T* zeros, do
   double largest = 0;
   for (int64_t i = ball.begin; i < ball.end; ++i)
     largest = std::max(largest, rows.squared_deviation(x.row(i), zeros, centroid, x.features));
-  return std::sqrt(largest) * (1 + 1e-6);  // at worst infinite or NaN, as rows are finite: then the ball is not screened
+  return std::sqrt(largest) *
+         (1 + 1e-6);  // at worst infinite or NaN, as rows are finite: then the ball is not screened
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Hands out the tiles of a tournament (tournament.h), each as soon as the earlier ones of its two blocks are done.
 //
-// A thread does not wait for the end of a round, only for the blocks that it needs; and as every block sees its tiles in
-// the order of the tournament, no number of threads changes a sum. It can only wait for tiles handed out earlier, so one
-// of those that wait can always go on.
+// A thread does not wait for the end of a round, only for the blocks that it needs; and as every block sees its tiles
+// in the order of the tournament, no number of threads changes a sum. It can only wait for tiles handed out earlier, so
+// one of those that wait can always go on.
 #pragma once
 
 #include <atomic>
@@ -54,8 +54,8 @@ class Schedule {
   const Tournament& tournament_;
   const int64_t first_y_;
   std::mutex mutex_;
-  int64_t round_ = 0, i_ = 0;           // the next tile
-  std::vector<int64_t> given_;          // tiles of each block handed out
+  int64_t round_ = 0, i_ = 0;               // the next tile
+  std::vector<int64_t> given_;              // tiles of each block handed out
   std::vector<std::atomic<int64_t>> done_;  // and finished
 };
 

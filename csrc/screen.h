@@ -25,9 +25,9 @@
 //
 // The same kernel proves pairs active. d_ij <= D_ij + e_i + e_j, so d_ij^2 < m if D_ij^2 <= (sqrt(m) - e_i - e_j)^2 and
 // e_i + e_j <= sqrt(m). Both follow from D_ij^2 <= m - 2 sqrt(m) (e_i + e_j), as D_ij^2 is not negative. With
-// t_i = m/2 - 2 sqrt(m) e_i and b_i = n_i - t_i the condition is (2) turned round, b_i + b_j < 2 s_i s_j (q_i . q_j), and
-// its rounding is covered by 16u (n_i + m/2 + 2 sqrt(m) e_i) and 1e-30, now added to each b_i. A row of which |b_i| is
-// not below 1e25 has an infinite b_i instead, which proves nothing; all else stays finite, so that there is no NaN.
+// t_i = m/2 - 2 sqrt(m) e_i and b_i = n_i - t_i the condition is (2) turned round, b_i + b_j < 2 s_i s_j (q_i . q_j),
+// and its rounding is covered by 16u (n_i + m/2 + 2 sqrt(m) e_i) and 1e-30, now added to each b_i. A row of which |b_i|
+// is not below 1e25 has an infinite b_i instead, which proves nothing; all else stays finite, so that there is no NaN.
 #pragma once
 
 #include <cstdint>
@@ -58,14 +58,14 @@ struct Quantised {
     active_weighted.assign(count * kPanel, 0.0f);
   }
 
-  int depth;                      // features, rounded up to a multiple of 8; 0: every pair is looked at
-  std::vector<int8_t> rows;       // (size, depth)
-  std::vector<RowBound> bounds;   // (size,)
-  std::vector<uint8_t> panels;    // (ceil(size / 64), depth / 4, 64, 4)
-  std::vector<float> inverse;     // (ceil(size / 64) * 64,) 1 / s
-  std::vector<float> weighted;    // (ceil(size / 64) * 64,) a / s
+  int depth;                           // features, rounded up to a multiple of 8; 0: every pair is looked at
+  std::vector<int8_t> rows;            // (size, depth)
+  std::vector<RowBound> bounds;        // (size,)
+  std::vector<uint8_t> panels;         // (ceil(size / 64), depth / 4, 64, 4)
+  std::vector<float> inverse;          // (ceil(size / 64) * 64,) 1 / s
+  std::vector<float> weighted;         // (ceil(size / 64) * 64,) a / s
   std::vector<float> active_weighted;  // as weighted, b / s
-  std::vector<float> steps;       // s of digits of 16 bits; 0: the row is not to be decided
+  std::vector<float> steps;            // s of digits of 16 bits; 0: the row is not to be decided
 };
 
 // What the comparison needs of one row, as an anchor and as another.

@@ -34,7 +34,8 @@ const Tier* find(const std::string& name, const std::string& setting) {
     if (name == (*tier)->name) return *tier;
     names += std::string(names.empty() ? "" : ", ") + (*tier)->name;
   }
-  throw std::invalid_argument(setting + " must be one of the tiers this machine has (" + names + "), got '" + name + "'");
+  throw std::invalid_argument(setting + " must be one of the tiers this machine has (" + names + "), got '" + name +
+                              "'");
 }
 
 const Tier* initial() {

@@ -23,16 +23,16 @@ struct RowBound {
 // Rows against one panel: masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin;
 // active[r] bit c = 1 only if they certainly are.
 struct Screening {
-  const int8_t* rows;            // (row_count, depth), depth a multiple of 8
-  const RowBound* bounds;        // (row_count,)
+  const int8_t* rows;      // (row_count, depth), depth a multiple of 8
+  const RowBound* bounds;  // (row_count,)
   int row_count;
   const uint8_t* panel;          // (depth / 4, kPanel, 4): the digits plus offset
   const float* inverse;          // (kPanel,) 1 / s
   const float* weighted;         // (kPanel,) a / s
   const float* active_weighted;  // (kPanel,) b / s
   int depth;
-  uint64_t* masks;               // (row_count,)
-  uint64_t* active;              // (row_count,); may be null
+  uint64_t* masks;   // (row_count,)
+  uint64_t* active;  // (row_count,); may be null
 };
 
 struct QuantisedRow {
@@ -62,12 +62,12 @@ static inline Limits limits(double n, double e, double margin) {
 // would cost a float32 sum half its digits.
 template <class T>
 struct Candidates {
-  const T* anchor;           // (D,)
-  const T* const* others;    // (count,) rows of D
-  double* anchor_sum;        // (D,) += sum of (anchor - other) over the active candidates; may be null
-  double* const* other_sums; // (count,) rows of D, -= the same differences; may be null
-  int count;                 // at most kBlock
-  int features;              // D
+  const T* anchor;            // (D,)
+  const T* const* others;     // (count,) rows of D
+  double* anchor_sum;         // (D,) += sum of (anchor - other) over the active candidates; may be null
+  double* const* other_sums;  // (count,) rows of D, -= the same differences; may be null
+  int count;                  // at most kBlock
+  int features;               // D
   double margin;
 };
 
@@ -81,33 +81,33 @@ constexpr int kSummedFeatures = 16;     // at a time
 
 // A tile's units with many candidates, screened again with digits of 16 bits.
 struct Comparison {
-  const float* const* anchors;   // (anchor_count,) rows of D
-  const float* const* others;    // (other_count,) rows of D
+  const float* const* anchors;  // (anchor_count,) rows of D
+  const float* const* others;   // (other_count,) rows of D
   int anchor_count, other_count;
-  int features;                  // D
-  const float* anchor_steps;     // (anchor_count,) s of the proof; 0: the row is not to be decided
-  const float* other_steps;      // (other_count,)
-  const float* centre;           // (D,)
+  int features;               // D
+  const float* anchor_steps;  // (anchor_count,) s of the proof; 0: the row is not to be decided
+  const float* other_steps;   // (other_count,)
+  const float* centre;        // (D,)
   float unit;
-  double margin;                 // in that unit
-  const uint8_t* units;          // (kBlockPanels,) by panel of others: bit a is that of anchor panel a
-  uint64_t* inactive;            // (kMaskWords,) certainly not closer than the margin; written for these units
-  uint64_t* active;              // (kMaskWords,) certainly closer
-  int32_t* scratch;              // (kComparisonScratch,)
+  double margin;         // in that unit
+  const uint8_t* units;  // (kBlockPanels,) by panel of others: bit a is that of anchor panel a
+  uint64_t* inactive;    // (kMaskWords,) certainly not closer than the margin; written for these units
+  uint64_t* active;      // (kMaskWords,) certainly closer
+  int32_t* scratch;      // (kComparisonScratch,)
 };
 constexpr int kComparisonScratch = kBlock * kComparedFeatures + kBlock * kBlock;
 
 // A tile of which some units hold many active pairs.
 struct DenseTile {
-  const float* const* anchors;   // (anchor_count,) rows of D
-  const float* const* others;    // (other_count,) rows of D
-  double* const* anchor_sums;    // (anchor_count,) rows of D, += sum of (anchor - other) over the active pairs
-  double* const* other_sums;     // (other_count,) rows of D, += sum of (other - anchor); each may be null
-  const uint64_t* active;        // (kMaskWords,) no bits but those of these units
+  const float* const* anchors;  // (anchor_count,) rows of D
+  const float* const* others;   // (other_count,) rows of D
+  double* const* anchor_sums;   // (anchor_count,) rows of D, += sum of (anchor - other) over the active pairs
+  double* const* other_sums;    // (other_count,) rows of D, += sum of (other - anchor); each may be null
+  const uint64_t* active;       // (kMaskWords,) no bits but those of these units
   int anchor_count, other_count;
-  int features;                  // D
+  int features;  // D
   double margin;
-  double* scratch;               // (kDenseScratch,)
+  double* scratch;  // (kDenseScratch,)
 };
 constexpr int kLongestList = 64;  // of partners that are added one by one
 constexpr int kDenseScratch = 6 * kBlock * kSummedFeatures + kBlock * kLongestList / 2;
@@ -124,8 +124,8 @@ struct GradientRow {
   const double* mean;     // (D,) of row - origin
   const double* sums;     // (D,) of active negative differences; null: none
   double positive, negative;
-  int features;           // D
-  T* gradient;            // (D,)
+  int features;  // D
+  T* gradient;   // (D,)
 };
 
 // What a tier does with rows of float or of double.
@@ -154,7 +154,8 @@ struct Tier {
   RowKernels<float> f32;
   RowKernels<double> f64;
 
-  // For units with many candidates: what 16-bit digits can decide; d^2 < margin in float64; the sums from the exact mask.
+  // For units with many candidates: what 16-bit digits can decide; d^2 < margin in float64; the sums from the exact
+  // mask.
   void (*compare)(const Comparison&);
   bool (*is_active)(const float* x, const float* y, int features, double margin);
   DenseResult (*accumulate)(const DenseTile&);

@@ -32,12 +32,12 @@ struct Scratch {
   std::vector<double*> other_sums = std::vector<double*>(kBlock);
   std::unique_ptr<DenseScratch> dense;
   std::vector<uint64_t> certain = std::vector<uint64_t>(kMaskWords);  // the screen's proofs of active pairs
-  bool proved[kBlockPanels];   // which panels have them
-  bool nearly_full = false;    // the panel screened last
-  bool all_compared = false;   // the last tile was left to digits of 16 bits: the next one is not screened first
-  bool screened;               // this one was
-  uint64_t near[kPanel];  // by anchor ball: which of the others' balls need the screen
-  int64_t wrong = 0;      // decisions, where they are checked
+  bool proved[kBlockPanels];                                          // which panels have them
+  bool nearly_full = false;                                           // the panel screened last
+  bool all_compared = false;  // the last tile was left to digits of 16 bits: the next one is not screened first
+  bool screened;              // this one was
+  uint64_t near[kPanel];      // by anchor ball: which of the others' balls need the screen
+  int64_t wrong = 0;          // decisions, where they are checked
 };
 
 // One side of all tiles.

@@ -1,7 +1,8 @@
 // Which tiles may be worked on at the same time: a round-robin tournament of row blocks.
 //
 // In one round every block meets at most one other, so no two threads ever write the same row: no atomics, and every
-// sum is formed in an order that the number of threads cannot change. Over all rounds every block meets every other once.
+// sum is formed in an order that the number of threads cannot change. Over all rounds every block meets every other
+// once.
 #pragma once
 
 #include <algorithm>

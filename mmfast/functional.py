@@ -66,9 +66,8 @@ def contrastive_loss(
     plus O(D) for each pair that it cannot rule out. Memory: O((B + R) D), a few bytes per input element. The gradient
     is computed together with the loss. Results do not depend on the number of threads.
 
-    Pairs are decided and summed as in float64, but for one thing: where many pairs of float32 rows are active, the rows
-    are summed as integers of 26 bits, so that an element of the gradient is off by less than a rounding of float32 at the
-    gradient's scale.
+    Pairs are decided and summed as in float64, but for one thing: where many pairs of float32 rows are active, the
+    rows are summed as integers of 26 bits, which costs less than a rounding of float32 at the gradient's scale.
 
     Source: Hadsell, Chopra, LeCun, *Dimensionality Reduction by Learning an Invariant Mapping* (2006), with the hinge
     on the squared distance.

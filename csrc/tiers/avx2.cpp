@@ -30,8 +30,8 @@ inline unsigned lane_bits(Ints mask) { return unsigned(_mm256_movemask_ps((__m25
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 
 #include "tiers/body.h"
-#include "tiers/positives.h"
 #include "tiers/compare.h"
+#include "tiers/positives.h"
 #include "tiers/sums.h"
 
 // ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
@@ -89,8 +89,8 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Tier kAvx2;
-const Tier kAvx2 = {"avx2", available, 63, 64,
-                    screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kAvx2 = {"avx2",  available, 63,        64, screen, count_ones, row_kernels<float>(), row_kernels<double>(),
+                    compare, is_active, accumulate};
 
 }  // namespace mmfast
 

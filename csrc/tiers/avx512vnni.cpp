@@ -5,7 +5,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
@@ -27,12 +28,12 @@ inline unsigned lane_bits(Ints mask) { return _mm512_movepi32_mask((__m512i)mask
 inline void add_pairs(Ints& acc, Ints a, Ints b) { asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 
 #include "tiers/body.h"
-#include "tiers/positives.h"
 #include "tiers/compare.h"
+#include "tiers/positives.h"
 #include "tiers/sums.h"
 
-// acc += products of four unsigned by four signed bytes. As intrinsics, GCC 12 moves every accumulator through the stack
-// (and add_pairs's), which more than halves the speed of the loop.
+// acc += products of four unsigned by four signed bytes. As intrinsics, GCC 12 moves every accumulator through the
+// stack (and add_pairs's), which more than halves the speed of the loop.
 inline void add_products(__m512i& acc, __m512i unsigned_bytes, __m512i signed_bytes) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
 }
@@ -97,8 +98,9 @@ bool available() {
 }  // namespace
 
 extern const Tier kAvx512Vnni;
-const Tier kAvx512Vnni = {"avx512vnni", available, 127, 128,
-                          screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kAvx512Vnni = {
+    "avx512vnni",          available, 127,       128,       screen, count_ones, row_kernels<float>(),
+    row_kernels<double>(), compare,   is_active, accumulate};
 
 }  // namespace mmfast
 

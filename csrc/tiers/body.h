@@ -1,11 +1,11 @@
 // Quantising a row, and evaluating pair by pair the candidates that the screen left.
 
 // z = unit (x - centre) is written as s q + r with q in [-qmax, qmax], in the arithmetic of T with unit roundoff u. The
-// difference is off by u |z| (the unit is a power of two, and what denormals lose, even flushed to zero, is below 2^-46),
-// and r as computed by 2u (|z| + |s q|) more, where |s q| <= 2 |z|: by less than 8u |z| together. Squares are summed in
-// lanes, kRun features at a time, kRun / kStep + 8 additions; as the root halves their rounding, twice of it is allowed
-// for, and 2^-38 for denormals in up to 65,536 features. The sums of digits are exact. Where z is too large to square,
-// the residual is not finite, and the caller does not screen the row.
+// difference is off by u |z| (the unit is a power of two, and what denormals lose, even flushed to zero, is below
+// 2^-46), and r as computed by 2u (|z| + |s q|) more, where |s q| <= 2 |z|: by less than 8u |z| together. Squares are
+// summed in lanes, kRun features at a time, kRun / kStep + 8 additions; as the root halves their rounding, twice of it
+// is allowed for, and 2^-38 for denormals in up to 65,536 features. The sums of digits are exact. Where z is too large
+// to square, the residual is not finite, and the caller does not screen the row.
 template <class T>
 QuantisedRow quantise(const T* x, const T* centre, int features, T unit, int qmax, int8_t* q) {
   typedef decltype(load_wide(x)) Vector;

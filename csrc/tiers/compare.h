@@ -110,8 +110,7 @@ inline void compare(const Comparison& c) {
         if (r + kAhead < counts[side])
           for (int k = 0; k < width; k += 16) __builtin_prefetch(rows[side][r + kAhead] + begin + k);
         if (steps[side][r] > 0)
-          squares[side][r] +=
-              pack_digits(rows[side][r] + begin, c.centre + begin, c.unit, steps[side][r], width, row);
+          squares[side][r] += pack_digits(rows[side][r] + begin, c.centre + begin, c.unit, steps[side][r], width, row);
         else
           for (int k = 0; k < words; ++k) row[k * kPanel] = 0;
       }
@@ -130,7 +129,8 @@ inline void compare(const Comparison& c) {
       uint64_t inactive = 0, active = 0;
       for (int o = p * kPanel, bit = 0; bit < kPanel; o += 2 * kLanes, bit += 2 * kLanes) {
         const Ints dot = load<Ints>(dots + (p * kBlock + r) * kPanel + bit);
-        const Floats inverse = load<Floats>(others.inverse + o), right = __builtin_convertvector(dot, Floats) * anchors.v[r];
+        const Floats inverse = load<Floats>(others.inverse + o),
+                     right = __builtin_convertvector(dot, Floats) * anchors.v[r];
         const Floats low = inverse * anchors.inactive[r] + load<Floats>(others.inactive_weighted + o);
         const Floats high = inverse * anchors.active[r] + load<Floats>(others.active_weighted + o);
         inactive |= uint64_t(lane_bits(low >= right)) << bit;

@@ -42,8 +42,8 @@ inline void add_pairs(Ints& acc, Ints a, Ints b) {
 }
 
 #include "tiers/body.h"
-#include "tiers/positives.h"
 #include "tiers/compare.h"
+#include "tiers/positives.h"
 #include "tiers/sums.h"
 
 // ROWS x 16 dot products in registers (4 x 4 accumulators of the 32), then one comparison each.
@@ -102,8 +102,8 @@ bool available() {
 }  // namespace
 
 extern const Tier kNeon;
-const Tier kNeon = {"neon", available, 127, 0,
-                    screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kNeon = {"neon",  available, 127,       0, screen, count_ones, row_kernels<float>(), row_kernels<double>(),
+                    compare, is_active, accumulate};
 
 }  // namespace mmfast
 

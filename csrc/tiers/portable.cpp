@@ -25,8 +25,8 @@ inline unsigned lane_bits(Ints mask) {
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 
 #include "tiers/body.h"
-#include "tiers/positives.h"
 #include "tiers/compare.h"
+#include "tiers/positives.h"
 #include "tiers/sums.h"
 
 void screen(const Screening& s) {
@@ -57,7 +57,8 @@ bool available() { return true; }
 }  // namespace
 
 extern const Tier kPortable;
-const Tier kPortable = {"portable", available, 127, 128,
-                        screen, count_ones, row_kernels<float>(), row_kernels<double>(), compare, is_active, accumulate};
+const Tier kPortable = {
+    "portable", available, 127,       128, screen, count_ones, row_kernels<float>(), row_kernels<double>(),
+    compare,    is_active, accumulate};
 
 }  // namespace mmfast

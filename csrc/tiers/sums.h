@@ -1,11 +1,11 @@
 // Units with many active pairs: their sums of differences, from tables of sums of rows.
 //
-// Sums of rows chosen by bits, by the method of the four Russians (Arlazarov, Dinic, Kronrod, Faradzev, 1970): the sums of
-// all 16 subsets of 4 rows are tabulated, and each mask adds one of them where it would have added up to 4 rows.
+// Sums of rows chosen by bits, by the method of the four Russians (Arlazarov, Dinic, Kronrod, Faradzev, 1970): the sums
+// of all 16 subsets of 4 rows are tabulated, and each mask adds one of them where it would have added up to 4 rows.
 //
-// Where the deviations of a tile's rows from one of them are small enough, they are summed as integers of 26 bits, exactly
-// but for their own rounding, else in double, as twice as wide entries. A row that is not active enters no sum that is
-// used, not even to be taken off again: next to a huge one the others would lose their digits.
+// Where the deviations of a tile's rows from one of them are small enough, they are summed as integers of 26 bits,
+// exactly but for their own rounding, else in double, as twice as wide entries. A row that is not active enters no sum
+// that is used, not even to be taken off again: next to a huge one the others would lose their digits.
 
 // The 16 sums of an entry.
 template <class T>
@@ -118,11 +118,11 @@ struct DenseSide {
   int count;
   uint64_t masks[kMaskWords];  // over the other side, of the rows with many bits
   uint16_t* lists;             // (kBlock, kLongestList) the bits of the others
-  double* wide;            // (kBlock, kSummedFeatures) the features at hand of its rows
-  int32_t* integers;       // the same as multiples of a step from the origin
-  double* sums;            // of its partners
-  double weight[kBlock];     // the number of bits
-  double norms[kBlock * 8];  // |row - origin|^2 in 8 parts
+  double* wide;                // (kBlock, kSummedFeatures) the features at hand of its rows
+  int32_t* integers;           // the same as multiples of a step from the origin
+  double* sums;                // of its partners
+  double weight[kBlock];       // the number of bits
+  double norms[kBlock * 8];    // |row - origin|^2 in 8 parts
 
   DenseSide(const float* const* rows, double* const* targets, int count, const uint64_t* active, int panels,
             double*& scratch)
@@ -212,7 +212,8 @@ struct DenseSide {
         const int at = r * kSummedFeatures + k;
         const D8 row = load_double(wide + at), deviation = row - load_double(origin + k);
         const D8 sum = load_double(sums + at) * step;
-        const D8 difference = (row - load_double(base + k)) * weight[r] - sum;  // an exact product where the base is zero
+        const D8 difference =
+            (row - load_double(base + k)) * weight[r] - sum;  // an exact product where the base is zero
         dot = dot + deviation * difference;
         if (part == kFirst) dot = dot - deviation * sum;
         if (part == kSecond) dot = dot + (load_double(integers + at) * (2 * step) - deviation) * sum;
@@ -247,16 +248,17 @@ struct DenseSide {
 // With S_i = sum_j A_ij (x_i - x_j) and S_j = sum_i A_ij (x_j - x_i), sum_ij A_ij |x_i - x_j|^2 is the sum of x_i . S_i
 // and x_j . S_j from any origin.
 //
-// An integer is off by half a step, a sum of k of them by k step / 2 at most and by sqrt(k) step / 4 as a rule. A step is
-// the largest deviation / 2^25, and that is at most kLargestDeviation times sqrt(m / D), which is what a feature of an
-// active pair's difference measures as a rule: the sum's error is a rounding of float32, 2^-24, of its gradient.
-// The loss is far better: let x_i + e_i be what an integer stands for, U_i = sum_j A_ij (x_j + e_j) the sums at hand and U_j
-// those of the other side. As sum x_i U_i + sum x_j U_j - sum (x_i + e_i) U_i = sum_ij A_ij (x_i x_j - e_i e_j), twice the
-// left side in the place of sum x_i U_i + sum x_j U_j leaves but products of two errors in it.
+// An integer is off by half a step, a sum of k of them by k step / 2 at most and by sqrt(k) step / 4 as a rule. A step
+// is the largest deviation / 2^25, and that is at most kLargestDeviation times sqrt(m / D), which is what a feature of
+// an active pair's difference measures as a rule: the sum's error is a rounding of float32, 2^-24, of its gradient. The
+// loss is far better: let x_i + e_i be what an integer stands for, U_i = sum_j A_ij (x_j + e_j) the sums at hand and
+// U_j those of the other side. As sum x_i U_i + sum x_j U_j - sum (x_i + e_i) U_i = sum_ij A_ij (x_i x_j - e_i e_j),
+// twice the left side in the place of sum x_i U_i + sum x_j U_j leaves but products of two errors in it.
 constexpr double kLargestDeviation = 8, kLargestInteger = (1 << 25) - 2;
 
 inline DenseResult accumulate(const DenseTile& tile) {
-  const int panels = (tile.other_count + kPanel - 1) / kPanel, turned_panels = (tile.anchor_count + kPanel - 1) / kPanel;
+  const int panels = (tile.other_count + kPanel - 1) / kPanel,
+            turned_panels = (tile.anchor_count + kPanel - 1) / kPanel;
   uint64_t turned[kMaskWords];
   for (int a = 0; a < turned_panels; ++a)
     for (int p = 0; p < panels; ++p) {

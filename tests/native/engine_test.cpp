@@ -86,9 +86,9 @@ void test_screen(const Tier& tier, Random& random, Data data, int64_t count, int
   const Frame frame = common_frame(rows, static_cast<const Rows<float>*>(nullptr), 1);
   std::vector<int8_t> digits(features);
   for (int64_t i = 0; i < count; ++i)
-    check_quantised(tier.f32.quantise(rows.row(i), frame.centre_f32.data(), features, float(frame.unit), tier.qmax,
-                                      digits.data()),
-                    rows.row(i), frame, features, digits.data(), tier.qmax);
+    check_quantised(
+        tier.f32.quantise(rows.row(i), frame.centre_f32.data(), features, float(frame.unit), tier.qmax, digits.data()),
+        rows.row(i), frame, features, digits.data(), tier.qmax);
   for (double quantile : {0.01, 0.3, 0.9, 1.5}) {
     const double margin = 2 * scale * scale * quantile;
     const Quantiser quantiser(frame, margin, tier);
@@ -188,7 +188,8 @@ void test_pair_hinge(Random& random, Data data, int64_t rows, int64_t other_rows
   for (int64_t i = 0; i < rows; ++i) problem.x_labels.push_back(random.below(20) ? random.below(9) : -100);
   for (int64_t i = 0; i < other_rows; ++i) problem.y_labels.push_back(random.below(20) ? random.below(9) : -100);
   problem.margin = 2 * scale * scale * quantile;
-  if (data == Data::kHalves && rows > 1) problem.margin = squared_distance(problem.x.data(), problem.x.data() + features, features);
+  if (data == Data::kHalves && rows > 1)
+    problem.margin = squared_distance(problem.x.data(), problem.x.data() + features, features);
   double terms = 0;
   const Result<double> exact = problem.loops(&terms);
   std::vector<Result<T>> results;
