@@ -146,8 +146,7 @@ class _PairHinge(torch.autograd.Function):
 class _PlainPairHinge(torch.autograd.Function):
     """The same around the engine itself: the dispatcher takes longer than the engine does for a small batch.
 
-    So do binding the arguments of a ``setup_context``, arguments that are no tensors, more outputs than one, and a
-    product with the one that ``loss.backward()`` begins with.
+    So do binding the arguments of a ``setup_context``, arguments that are no tensors, and more outputs than one.
     """
 
     @staticmethod
@@ -158,10 +157,6 @@ class _PlainPairHinge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        plain = type(loss_gradient) is Tensor and not torch.compiler.is_compiling() and not _is_transformed()
-        if plain and not torch.is_grad_enabled() and loss_gradient.item() == 1:
-            gradients = ctx.saved_tensors[2:]
-            return *(g if g.dim() == 2 else None for g in gradients), None
         return *_scaled(ctx, loss_gradient), None
 
 

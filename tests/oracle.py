@@ -67,7 +67,7 @@ def assert_exact(arguments: Problem, dtype: torch.dtype = torch.float32) -> None
         assert ours.dtype == dtype
         assert ours.shape == exact.shape
         error = (ours.double() - exact).abs()
-        count = rounded["labels"].numel() + 1
+        count = 1 + sum(side.shape[0] for side in (rounded["embeddings"], rounded["ref_emb"]) if side is not None)
         allowed = unit * exact.abs() + 4 * count * 2**-52 * magnitude + float(torch.finfo(dtype).tiny)
         if computed == torch.float32:
             allowed = allowed + step
@@ -103,6 +103,6 @@ def gradient_terms(arguments: Problem) -> tuple[list[Tensor], list[Tensor]]:
     rows = torch.cat([x, y])
     spread = float((rows.amax(dim=0) - rows.amin(dim=0)).max()) if rows.numel() else 0.0
     largest = min(8 * max(margin, 0.0) ** 0.5 * max(x.shape[1], 1) ** -0.5, spread)
-    step = negative_weight * negative * (largest * 1.0001 * 2**-26)
+    step = negative_weight * negative.double() * (largest * 1.0001 * 2**-26)
     others = (1,) if self_form else (1, 0)
     return [magnitude.sum(dim=other) for other in others], [step.sum(dim=other)[:, None] for other in others]

@@ -166,6 +166,23 @@ def test_a_second_derivative_is_an_error_never_zero() -> None:
         torch.func.jvp(ours(p), (p["embeddings"], p["ref_emb"]), (p["embeddings"], p["ref_emb"]))
 
 
+def test_a_graph_used_again_gives_the_same_gradient_in_memory_of_its_own() -> None:
+    """Whoever changes a gradient in place must not change what the graph holds, views in between included."""
+    p = problem(40, 8, margin=2.0)
+    x = p["embeddings"].float().unsqueeze(1).requires_grad_()
+    loss = mmfast.contrastive_loss(x.squeeze(1), p["labels"], margin=2.0)
+    (once,) = torch.autograd.grad(loss, x, retain_graph=True)
+    expected = once.clone()
+    once.mul_(2)
+    x.register_hook(lambda gradient: gradient.mul_(3))
+    for times in (3, 6, 9):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(x.grad, times * expected)
+    batch = torch.tensor([1.0, 2.0])
+    (batched,) = torch.autograd.grad(loss, x, batch, is_grads_batched=True)
+    torch.testing.assert_close(batched, torch.stack([3 * expected, 6 * expected]))
+
+
 def test_activation_checkpointing() -> None:
     p = problem(20, 6)
     x, plain = p["embeddings"].clone().requires_grad_(), p["embeddings"].clone().requires_grad_()
