@@ -24,7 +24,7 @@ struct Buffer {
 
 // One buffer is kept for the next call, since the pages of a new one cost as much as a pass over the batch.
 std::atomic<Buffer*> spare{nullptr};
-constexpr size_t kLargestSpare = size_t(1) << 23;  // 64 MB; what is larger is soon outweighed by the pairs
+constexpr size_t kLargestSpare = size_t(1) << 25;  // 256 MB
 
 // A row of D zeros for each row of a side, in class order; empty if nobody wants its gradient.
 class Sums {

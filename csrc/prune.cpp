@@ -10,7 +10,8 @@
 namespace mmfast {
 namespace {
 
-constexpr int64_t kRowsPerBall = 16;  // on average in a block; comparing smaller balls costs more than it saves
+constexpr int64_t kRowsPerBall = 8;   // on average in a block; comparing smaller balls costs more than it saves
+constexpr double kLeastPruned = 0.2;  // of the pairs of two blocks' balls, for making and comparing balls to pay
 
 std::atomic<bool> pruning{true};
 
@@ -28,6 +29,15 @@ double measure(const Tier& tier, const Rows<T>& x, Ball ball, const T* zeros, do
     largest = std::max(largest, rows.squared_deviation(x.row(i), zeros, centroid, x.features));
   return std::sqrt(largest) *
          (1 + 1e-6);  // at worst infinite or NaN, as rows are finite: then the ball is not screened
+}
+
+double share_pruned(const Tier& tier, const Balls& balls, int64_t one, int64_t other) {
+  uint64_t near[kPanel];
+  screen_panel(tier, balls.q, balls.first[one], balls.count(one), balls.q, other * kPanel, near);
+  double pruned = 0;
+  for (int b = 0; b < balls.count(one); ++b)
+    for (int c = 0; c < balls.count(other); ++c) pruned += !(near[b] >> c & 1);
+  return pruned / (double(balls.count(one)) * balls.count(other));
 }
 
 }  // namespace
@@ -56,8 +66,7 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
   out.q.make_panels(blocks, tier.offset);
   std::vector<double> centroids(size_t(threads) * x.features);
   const std::vector<T> zeros(x.features);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t block = 0; block < blocks; ++block) {
+  const auto fill = [&](int64_t block) {
     double* const centroid = centroids.data() + size_t(thread_number()) * x.features;
     const int64_t first = out.first[block];
     for (int64_t b = 0; b < out.count(block); ++b) {
@@ -69,7 +78,24 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
     }
     quantiser.pack(out.q.rows.data() + first * out.q.depth, out.count(block),
                    out.q.panels.data() + block * kPanel * out.q.depth);
+  };
+
+  // Two blocks show whether the others are worth it.
+  int64_t one = 0, other = blocks - 1;
+  while (!out.count(one)) ++one;
+  while (!out.count(other)) --other;
+  fill(one);
+  if (one != other) {
+    fill(other);
+    if (share_pruned(tier, out, one, other) < kLeastPruned) {
+      out.balls.clear();
+      std::fill(out.first.begin(), out.first.end(), 0);
+      return out;
+    }
   }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t block = 0; block < blocks; ++block)
+    if (block != one && block != other) fill(block);
   return out;
 }
 

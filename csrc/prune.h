@@ -22,7 +22,7 @@ struct Ball {
 // The balls of one side, block by block.
 struct Balls {
   std::vector<Ball> balls;
-  std::vector<int64_t> first;  // (blocks + 1,): a block's first ball; no balls where pruning cannot pay
+  std::vector<int64_t> first;  // (blocks + 1,): a block's first ball; no balls where pruning does not pay
   Quantised q{0};              // rows: one per ball; panels: one per block
 
   int count(int64_t block) const { return int(first[block + 1] - first[block]); }
