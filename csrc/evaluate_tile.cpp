@@ -89,6 +89,7 @@ class DenseEvaluation {
       const int64_t found = n_.tier.count_ones(masks(unit), unit.rows);
       if (double(found) < kDense * unit.pairs) return;
       unit.put_into(units_);
+      if (double(found) >= kNearlyFull * unit.pairs) unit.put_into(nearly_full_);
       candidates += found;
     });
     return candidates;
@@ -98,8 +99,7 @@ class DenseEvaluation {
   void doubt() {
     for_units([&](const Unit& unit) {
       if (!unit.in(units_)) return;
-      const bool nearly_full = double(n_.tier.count_ones(masks(unit), unit.rows)) >= kNearlyFull * unit.pairs;
-      if (scratch_.screened && nearly_full && all_active(unit)) return;
+      if (scratch_.screened && unit.in(nearly_full_) && all_active(unit)) return;
       unit.put_into(doubtful_);
       any_doubtful_ = true;
     });
@@ -204,7 +204,8 @@ class DenseEvaluation {
   Scratch<float>& scratch_;
   const int64_t begin_, other_begin_;
   const int count_, other_count_;
-  uint8_t units_[kBlockPanels] = {}, doubtful_[kBlockPanels] = {};  // as Comparison's (tier.h)
+  uint8_t units_[kBlockPanels] = {}, nearly_full_[kBlockPanels] = {},
+          doubtful_[kBlockPanels] = {};  // as Comparison's (tier.h)
   bool any_doubtful_ = false;
 };
 

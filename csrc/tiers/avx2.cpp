@@ -29,60 +29,34 @@ inline void store_narrow(int16_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, nar
 inline unsigned lane_bits(Ints mask) { return unsigned(_mm256_movemask_ps((__m256)mask)); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 
+constexpr int kScreenedRows = 4, kHeld = 2;  // 8 accumulators of the 16 registers
+
+// acc += products of rows and columns.
+template <int ROWS>
+inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, Ints (&acc)[ROWS][kHeld]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int k = 0; k < depth; k += 8, panel += 8 * kPanel) {
+    __m256i near[kHeld], far[kHeld];
+    for (int h = 0; h < kHeld; ++h) {
+      near[h] = _mm256_loadu_si256((const __m256i*)(panel + 32 * h));
+      far[h] = _mm256_loadu_si256((const __m256i*)(panel + 4 * kPanel + 32 * h));
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      const int8_t* const row = rows + size_t(r) * depth + k;
+      const __m256i a = _mm256_set1_epi32(load<int32_t>(row)), b = _mm256_set1_epi32(load<int32_t>(row + 4));
+      for (int h = 0; h < kHeld; ++h) {
+        const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(near[h], a), _mm256_maddubs_epi16(far[h], b));
+        acc[r][h] += (Ints)_mm256_madd_epi16(pairs, ones);
+      }
+    }
+  }
+}
+
 #include "tiers/body.h"
 #include "tiers/compare.h"
 #include "tiers/positives.h"
+#include "tiers/screen.h"
 #include "tiers/sums.h"
-
-// ROWS x 16 dot products in registers (4 x 2 accumulators of the 16), then one comparison each.
-template <int ROWS>
-inline void screen_rows(const Screening& s, int first) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  const int8_t* const rows = s.rows + size_t(first) * s.depth;
-  const RowBound* const bounds = s.bounds + first;
-  uint64_t found[ROWS] = {}, active[ROWS] = {};
-  for (int c = 0; c < kPanel; c += 16) {
-    __m256i acc[ROWS][2];
-    for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_set1_epi32(bounds[r].start);
-    const uint8_t* p = s.panel + 4 * c;
-    for (int k = 0; k < s.depth; k += 8, p += 8 * kPanel) {
-      const __m256i a0 = _mm256_loadu_si256((const __m256i*)p);
-      const __m256i a1 = _mm256_loadu_si256((const __m256i*)(p + 32));
-      const __m256i b0 = _mm256_loadu_si256((const __m256i*)(p + 4 * kPanel));
-      const __m256i b1 = _mm256_loadu_si256((const __m256i*)(p + 4 * kPanel + 32));
-      for (int r = 0; r < ROWS; ++r) {
-        int32_t four[2];
-        __builtin_memcpy(four, rows + size_t(r) * s.depth + k, 8);
-        const __m256i ra = _mm256_set1_epi32(four[0]), rb = _mm256_set1_epi32(four[1]);
-        const __m256i s0 = _mm256_add_epi16(_mm256_maddubs_epi16(a0, ra), _mm256_maddubs_epi16(b0, rb));
-        const __m256i s1 = _mm256_add_epi16(_mm256_maddubs_epi16(a1, ra), _mm256_maddubs_epi16(b1, rb));
-        acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(s0, ones));
-        acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(s1, ones));
-      }
-    }
-    for (int r = 0; r < ROWS; ++r)
-      for (int column = c, h = 0; h < 2; ++h, column += 8) {
-        const __m256 right = _mm256_mul_ps(_mm256_set1_ps(bounds[r].v), _mm256_cvtepi32_ps(acc[r][h]));
-        const __m256 inverse = _mm256_loadu_ps(s.inverse + column);
-        const __m256 low = _mm256_fmadd_ps(_mm256_set1_ps(bounds[r].a), inverse, _mm256_loadu_ps(s.weighted + column));
-        found[r] |= uint64_t(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(low, right, _CMP_NGE_UQ)))) << column;
-        if (!s.active) continue;
-        const __m256 high =
-            _mm256_fmadd_ps(_mm256_set1_ps(bounds[r].b), inverse, _mm256_loadu_ps(s.active_weighted + column));
-        active[r] |= uint64_t(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(high, right, _CMP_LT_OQ)))) << column;
-      }
-  }
-  for (int r = 0; r < ROWS; ++r) {
-    s.masks[first + r] = found[r];
-    if (s.active) s.active[first + r] = active[r];
-  }
-}
-
-void screen(const Screening& s) {
-  int r = 0;
-  for (; r + 4 <= s.row_count; r += 4) screen_rows<4>(s, r);
-  for (; r < s.row_count; ++r) screen_rows<1>(s, r);
-}
 
 bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 

@@ -1,4 +1,4 @@
-// Quantising a row, and evaluating pair by pair the candidates that the screen left.
+// Quantising a row, the screen's condition, and evaluating pair by pair the candidates that the screen left.
 
 // z = unit (x - centre) is written as s q + r with q in [-qmax, qmax], in the arithmetic of T with unit roundoff u. The
 // difference is off by u |z| (the unit is a power of two, and what denormals lose, even flushed to zero, is below
@@ -45,11 +45,7 @@ QuantisedRow quantise(const T* x, const T* centre, int features, T unit, int qma
     norm += total(run_norm);
   }
   for (int k = whole; k < features; ++k) {
-    const T z = (x[k] - centre[k]) * unit;
-    T digit = nearest(z * inverse);
-    digit = digit <= limit ? digit : limit;
-    digit = digit >= -limit ? digit : -limit;
-    const T rest = z - digit * scale;
+    const T z = (x[k] - centre[k]) * unit, digit = clamp(nearest(z * inverse), limit), rest = z - digit * scale;
     squares += double(digit * digit);
     sum += double(digit);
     residual += double(rest * rest);
@@ -59,6 +55,15 @@ QuantisedRow quantise(const T* x, const T* centre, int features, T unit, int qma
   norm = __builtin_sqrt(norm) * (1 + (kRun / kStep + 16) * u);
   residual = __builtin_sqrt(residual) * (1 + (kRun / kStep + 16) * u) + 8 * u * norm + 0x1p-38;
   return {scale, residual, int64_t(squares), int32_t(sum), double(largest), norm};
+}
+
+// The screen's condition (screen.h) for a row and as many columns as there are lanes: `inactive` gets the bits of those
+// that certainly are, which NaN is not, and so does `active`, unless it is null.
+inline void decide(Ints dots, const RowBound& row, const float* inverse, const float* weighted,
+                   const float* active_weighted, int bit, uint64_t* inactive, uint64_t* active) {
+  const Floats right = __builtin_convertvector(dots, Floats) * row.v, other = load<Floats>(inverse);
+  *inactive |= uint64_t(lane_bits(other * row.a + load<Floats>(weighted) >= right)) << bit;
+  if (active) *active |= uint64_t(lane_bits(other * row.b + load<Floats>(active_weighted) < right)) << bit;
 }
 
 inline int64_t count_ones(const uint64_t* words, int64_t count) {

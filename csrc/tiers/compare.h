@@ -28,10 +28,7 @@ inline int64_t pack_digits(const float* x, const float* centre, float unit, floa
   for (; k < width; k += 2, words += kPanel) {
     int16_t digits[2] = {};
     for (int i = 0; i < 2 && k + i < width; ++i) {
-      float digit = nearest((x[k + i] - centre[k + i]) * unit * inverse);
-      digit = digit <= limit ? digit : limit;
-      digit = digit >= -limit ? digit : -limit;
-      digits[i] = int16_t(digit);
+      digits[i] = int16_t(clamp(nearest((x[k + i] - centre[k + i]) * unit * inverse), limit));
       sum += int64_t(digits[i]) * digits[i];
     }
     __builtin_memcpy(words, digits, 4);
@@ -41,47 +38,44 @@ inline int64_t pack_digits(const float* x, const float* centre, float unit, floa
 
 // dots[r][c] (+)= sum over k of the digits of row r times those of column c, for 4 rows.
 MMFAST_ALONE void add_dots(const int32_t* rows, const int32_t* columns, int words, bool first, int32_t* dots) {
-  constexpr int kStep = 2 * kLanes, kHeld = kVectorBytes == 64 ? 4 : 2;  // 16 or 8 accumulators
-  for (int c = 0; c < kPanel; c += kHeld * kStep) {
-    Ints acc[4][kHeld];
+  constexpr int kStep = 2 * kLanes, kColumns = kVectorBytes == 64 ? 4 : 2;  // times 4 rows: 16 or 8 accumulators
+  for (int c = 0; c < kPanel; c += kColumns * kStep) {
+    Ints acc[4][kColumns];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r)
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeld; ++h) acc[r][h] = first ? Ints{} : load<Ints>(dots + r * kPanel + c + h * kStep);
+      for (int h = 0; h < kColumns; ++h) acc[r][h] = first ? Ints{} : load<Ints>(dots + r * kPanel + c + h * kStep);
     for (int k = 0; k < words; ++k) {
-      Ints column[kHeld];
+      Ints column[kColumns];
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeld; ++h) column[h] = load<Ints>(columns + k * kPanel + c + h * kStep);
+      for (int h = 0; h < kColumns; ++h) column[h] = load<Ints>(columns + k * kPanel + c + h * kStep);
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const Ints row = Ints{} + rows[k * kPanel + r];  // in every lane
 #pragma GCC unroll 4
-        for (int h = 0; h < kHeld; ++h) add_pairs(acc[r][h], column[h], row);
+        for (int h = 0; h < kColumns; ++h) add_pairs(acc[r][h], column[h], row);
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r)
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeld; ++h) store(dots + r * kPanel + c + h * kStep, acc[r][h]);
+      for (int h = 0; h < kColumns; ++h) store(dots + r * kPanel + c + h * kStep, acc[r][h]);
   }
 }
 
-// What the comparison needs of the rows of one side, as the screen's RowBound and columns.
+// What the screen's condition needs of the rows of one side.
 struct FineBounds {
-  float v[kBlock], inverse[kBlock];
-  float inactive[kBlock], inactive_weighted[kBlock];
-  float active[kBlock], active_weighted[kBlock];
+  RowBound rows[kBlock];
+  float inverse[kBlock], weighted[kBlock], active_weighted[kBlock];
 
   FineBounds(const float* steps, const int64_t* squares, int features, double margin) {
     const double residual = 0.52 * __builtin_sqrt(double(features));
     for (int r = 0; r < kBlock; ++r) {
       const double s = steps[r] > 0 ? steps[r] : 1;
       const Limits l = steps[r] > 0 ? limits(s * s * double(squares[r]), residual * s + 0x1p-38, margin) : kNoLimits;
-      v[r] = float(2 * s);
+      rows[r] = {float(2 * s), float(l.inactive), float(l.active), 0};
       inverse[r] = float(1 / s);
-      inactive[r] = float(l.inactive);
-      inactive_weighted[r] = float(l.inactive / s);
-      active[r] = float(l.active);
+      weighted[r] = float(l.inactive / s);
       active_weighted[r] = float(l.active / s);
     }
   }
@@ -127,15 +121,9 @@ inline void compare(const Comparison& c) {
     for (int r = 0; r < c.anchor_count; ++r) {
       if (!(c.units[p] >> (r / kPanel) & 1)) continue;
       uint64_t inactive = 0, active = 0;
-      for (int o = p * kPanel, bit = 0; bit < kPanel; o += 2 * kLanes, bit += 2 * kLanes) {
-        const Ints dot = load<Ints>(dots + (p * kBlock + r) * kPanel + bit);
-        const Floats inverse = load<Floats>(others.inverse + o),
-                     right = __builtin_convertvector(dot, Floats) * anchors.v[r];
-        const Floats low = inverse * anchors.inactive[r] + load<Floats>(others.inactive_weighted + o);
-        const Floats high = inverse * anchors.active[r] + load<Floats>(others.active_weighted + o);
-        inactive |= uint64_t(lane_bits(low >= right)) << bit;
-        active |= uint64_t(lane_bits(high < right)) << bit;
-      }
+      for (int bit = 0, o = p * kPanel; bit < kPanel; bit += 2 * kLanes, o += 2 * kLanes)
+        decide(load<Ints>(dots + (p * kBlock + r) * kPanel + bit), anchors.rows[r], others.inverse + o,
+               others.weighted + o, others.active_weighted + o, bit, &inactive, &active);
       c.inactive[p * kBlock + r] = inactive;
       c.active[p * kBlock + r] = active;
     }

@@ -1,4 +1,4 @@
-// Vectors of 8 doubles and of 16 floats for what every tier compiles from the same text (body.h, dense.h).
+// Vectors of 8 doubles and of 16 floats for what every tier compiles from the same text (the other headers here).
 //
 // These files are included by a tier file inside its own namespace, after the tier's target pragma and its
 // kVectorBytes. Sums run in 8 or 16 lanes whatever the width of a register, so that the order of every sum, and with it
@@ -79,8 +79,13 @@ inline Lanes<V> larger_magnitude(Lanes<V> a, Lanes<V> b) {  // of a, which is no
   }
   return a;
 }
+template <class T>
+inline T clamp(T a, T limit) {  // NaN to limit
+  const T high = a <= limit ? a : limit;
+  return high >= -limit ? high : -limit;
+}
 template <class V, class T>
-inline Lanes<V> clamp(Lanes<V> a, T limit) {  // NaN to limit
+inline Lanes<V> clamp(Lanes<V> a, T limit) {
   for (int i = 0; i < kParts; ++i) {
     const V high = a.part[i] <= limit ? a.part[i] : V{} + limit;
     a.part[i] = high >= -limit ? high : V{} - limit;

@@ -24,33 +24,28 @@ inline unsigned lane_bits(Ints mask) {
 }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 
+constexpr int kScreenedRows = 2, kHeld = kPanel / (2 * kLanes);
+
+// acc += products of rows and columns.
+template <int ROWS>
+inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, Ints (&acc)[ROWS][kHeld]) {
+  for (int r = 0; r < ROWS; ++r, rows += depth) {
+    int32_t sums[kPanel] = {};
+    for (int k = 0; k < depth; k += 4) {
+      const uint8_t* column = panel + size_t(k) * kPanel;
+      const int32_t r0 = rows[k], r1 = rows[k + 1], r2 = rows[k + 2], r3 = rows[k + 3];
+      for (int c = 0; c < kPanel; ++c, column += 4)
+        sums[c] += r0 * column[0] + r1 * column[1] + r2 * column[2] + r3 * column[3];
+    }
+    for (int h = 0; h < kHeld; ++h) acc[r][h] += load<Ints>(sums + h * 2 * kLanes);
+  }
+}
+
 #include "tiers/body.h"
 #include "tiers/compare.h"
 #include "tiers/positives.h"
+#include "tiers/screen.h"
 #include "tiers/sums.h"
-
-void screen(const Screening& s) {
-  for (int r = 0; r < s.row_count; ++r) {
-    const int8_t* const row = s.rows + size_t(r) * s.depth;
-    const RowBound& bound = s.bounds[r];
-    int32_t acc[kPanel];
-    for (int c = 0; c < kPanel; ++c) acc[c] = bound.start;
-    for (int k = 0; k < s.depth; k += 4) {
-      const uint8_t* column = s.panel + size_t(k) * kPanel;
-      const int32_t r0 = row[k], r1 = row[k + 1], r2 = row[k + 2], r3 = row[k + 3];
-      for (int c = 0; c < kPanel; ++c, column += 4)
-        acc[c] += r0 * column[0] + r1 * column[1] + r2 * column[2] + r3 * column[3];
-    }
-    uint64_t mask = 0, active = 0;
-    for (int c = 0; c < kPanel; ++c) {
-      const float right = bound.v * float(acc[c]);
-      mask |= uint64_t(!(bound.a * s.inverse[c] + s.weighted[c] >= right)) << c;
-      active |= uint64_t(bound.b * s.inverse[c] + s.active_weighted[c] < right) << c;
-    }
-    s.masks[r] = mask;
-    if (s.active) s.active[r] = active;
-  }
-}
 
 bool available() { return true; }
 

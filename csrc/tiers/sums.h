@@ -192,9 +192,7 @@ struct DenseSide {
       for (int k = 0; k < kSummedFeatures; k += 8) {
         const D8 z = nearest((load_double(wide + r * kSummedFeatures + k) - load_double(origin + k)) * steps_per_unit);
         int32_t* const to = integers + r * kSummedFeatures + k;
-        for (int i = 0; i < kParts; ++i) {
-          store(to + i * kLanes, __builtin_convertvector(z.part[i], HalfInts));
-        }
+        for (int i = 0; i < kParts; ++i) store(to + i * kLanes, __builtin_convertvector(z.part[i], HalfInts));
       }
     }
   }
