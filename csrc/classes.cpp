@@ -2,6 +2,7 @@
 #include "classes.h"
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <limits>
 #include <numeric>
@@ -32,9 +33,8 @@ void combine(const Tier& tier, const Rows<T>& x, int64_t begin, int64_t end, con
   if (!gradient.rows) return;
   if (positive == 0) origin = nullptr;
   for (int64_t i = begin; i < end; ++i) {
-    const double* const sums = gradient.sums ? gradient.sums + i * x.features : nullptr;
     kernels(tier, origin)
-        .combine({x.row(i), origin, mean, sums, positive, negative, x.features,
+        .combine({x.row(i), origin, mean, gradient.sums.sums(i), positive, negative, x.features,
                   gradient.rows + int64_t(x.order[i]) * x.features});
   }
 }
@@ -130,55 +130,59 @@ double positive_sum_and_gradient(const Rows<T>& x, const Rows<T>* y, const std::
   const Tier& tier = current_tier();
   const int features = x.features;
   std::vector<double> sums(classes.size(), 0.0), means(size_t(threads) * 2 * features);
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
-  for (int64_t c = 0; c < int64_t(classes.size()); ++c) {
-    const ClassRange& range = classes[c];
-    double* const mean = means.data() + size_t(thread_number()) * 2 * features;
-    const int64_t n = range.x_end - range.x_begin, m = range.y_end - range.y_begin;
-    const T* const origin = n ? x.row(range.x_begin) : nullptr;
-    if (!y) {
-      if (n > 1) sums[c] = 2.0 * double(n) * centre(tier, x, range.x_begin, range.x_end, origin, mean);
-      const double weight = n > 1 ? 4.0 * double(n) * positive_weight : 0.0;
-      combine(tier, x, range.x_begin, range.x_end, origin, mean, weight, negative_weight, x_gradient);
-      continue;
-    }
-    double* const other_mean = mean + features;
-    const T* const other_origin = m ? y->row(range.y_begin) : nullptr;
-    const bool both = n > 0 && m > 0;
-    if (both) {
-      double sum = double(m) * centre(tier, x, range.x_begin, range.x_end, origin, mean);
-      sum += double(n) * centre(tier, *y, range.y_begin, range.y_end, other_origin, other_mean);
-      double between = 0;
-      for (int k = 0; k < features; ++k) {
-        const double difference = (double(origin[k]) - double(other_origin[k])) + (mean[k] - other_mean[k]);
-        between += difference * difference;
+  on_threads(threads, [&] {
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t c = 0; c < int64_t(classes.size()); ++c) {
+      const ClassRange& range = classes[c];
+      double* const mean = means.data() + size_t(thread_number()) * 2 * features;
+      const int64_t n = range.x_end - range.x_begin, m = range.y_end - range.y_begin;
+      const T* const origin = n ? x.row(range.x_begin) : nullptr;
+      if (!y) {
+        if (n > 1) sums[c] = 2.0 * double(n) * centre(tier, x, range.x_begin, range.x_end, origin, mean);
+        const double weight = n > 1 ? 4.0 * double(n) * positive_weight : 0.0;
+        combine(tier, x, range.x_begin, range.x_end, origin, mean, weight, negative_weight, x_gradient);
+        continue;
       }
-      sums[c] = sum + double(n) * double(m) * between;
+      double* const other_mean = mean + features;
+      const T* const other_origin = m ? y->row(range.y_begin) : nullptr;
+      const bool both = n > 0 && m > 0;
+      if (both) {
+        double sum = double(m) * centre(tier, x, range.x_begin, range.x_end, origin, mean);
+        sum += double(n) * centre(tier, *y, range.y_begin, range.y_end, other_origin, other_mean);
+        double between = 0;
+        for (int k = 0; k < features; ++k) {
+          const double difference = (double(origin[k]) - double(other_origin[k])) + (mean[k] - other_mean[k]);
+          between += difference * difference;
+        }
+        sums[c] = sum + double(n) * double(m) * between;
+      }
+      const double x_weight = both ? 2.0 * double(m) * positive_weight : 0.0;
+      const double y_weight = both ? 2.0 * double(n) * positive_weight : 0.0;
+      combine(tier, x, range.x_begin, range.x_end, other_origin, other_mean, x_weight, negative_weight, x_gradient);
+      combine(tier, *y, range.y_begin, range.y_end, origin, mean, y_weight, negative_weight, y_gradient);
     }
-    const double x_weight = both ? 2.0 * double(m) * positive_weight : 0.0;
-    const double y_weight = both ? 2.0 * double(n) * positive_weight : 0.0;
-    combine(tier, x, range.x_begin, range.x_end, other_origin, other_mean, x_weight, negative_weight, x_gradient);
-    combine(tier, *y, range.y_begin, range.y_end, origin, mean, y_weight, negative_weight, y_gradient);
-  }
+  });
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 template <class T>
 int64_t count_nonzero_positives(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes,
                                 int threads) {
-  int64_t nonzero = 0;
+  std::atomic<int64_t> nonzero{0};
   std::exception_ptr failure;  // an exception must not leave a thread's part of the loop
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads) reduction(+ : nonzero)
-  for (int64_t c = 0; c < int64_t(classes.size()); ++c) {
-    const ClassRange& r = classes[c];
-    const int64_t pairs = (r.x_end - r.x_begin) * (r.y_end - r.y_begin);
-    try {
-      if (pairs) nonzero += pairs - equal_pairs(x, r.x_begin, r.x_end, y ? *y : x, r.y_begin, r.y_end);
-    } catch (...) {
+  on_threads(threads, [&] {
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t c = 0; c < int64_t(classes.size()); ++c) {
+      const ClassRange& r = classes[c];
+      const int64_t pairs = (r.x_end - r.x_begin) * (r.y_end - r.y_begin);
+      try {
+        if (pairs) nonzero += pairs - equal_pairs(x, r.x_begin, r.x_end, y ? *y : x, r.y_begin, r.y_end);
+      } catch (...) {
 #pragma omp critical(mmfast_failure)
-      failure = std::current_exception();
+        failure = std::current_exception();
+      }
     }
-  }
+  });
   if (failure) std::rethrow_exception(failure);
   return nonzero;
 }

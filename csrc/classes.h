@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "frame.h"
+#include "gradient_sums.h"
 
 namespace mmfast {
 
@@ -30,8 +31,8 @@ std::vector<ClassRange> match_classes(const int64_t* x_labels, const std::vector
 // Where the gradient of one side goes, and what the negatives have left for it.
 template <class T>
 struct Gradient {
-  T* rows = nullptr;             // (., D) in the order of the input; null: not wanted
-  const double* sums = nullptr;  // (size, D) in class order, sums of active negative differences; null: all zero
+  T* rows;                   // (., D) in the order of the input; null: not wanted
+  const GradientSums& sums;  // of active negative differences
 };
 
 // y null: self form. Returns the sum over the positives. The gradient of row i becomes

@@ -58,9 +58,9 @@ class DenseEvaluation {
     if (!found) return 0;
     *active += found;
     const DenseResult result =
-        n_.tier.accumulate({dense().anchors, dense().others, n_.anchors.sums ? dense().anchor_sums : nullptr,
-                            n_.others.sums ? dense().other_sums : nullptr, dense().active, count_, other_count_,
-                            features(), n_.margin, dense().sums});
+        n_.tier.accumulate({dense().anchors, dense().others, n_.anchors.sums.wanted() ? dense().anchor_sums : nullptr,
+                            n_.others.sums.wanted() ? dense().other_sums : nullptr, dense().active, count_,
+                            other_count_, features(), n_.margin, dense().sums});
     const double loss = n_.margin * double(found) - result.squares;
     const bool accurate =
         result.spread <= kLargestSpread * n_.margin && loss >= kSmallestLoss * n_.margin * double(found);
@@ -124,11 +124,11 @@ class DenseEvaluation {
   void list_rows() {
     for (int r = 0; r < count_; ++r) {
       dense().anchors[r] = n_.anchors.rows.row(begin_ + r);
-      dense().anchor_sums[r] = n_.anchors.sum(begin_ + r);
+      dense().anchor_sums[r] = n_.anchors.sums.row(begin_ + r);
     }
     for (int c = 0; c < other_count_; ++c) {
       dense().others[c] = n_.others.rows.row(other_begin_ + c);
-      dense().other_sums[c] = n_.others.sum(other_begin_ + c);
+      dense().other_sums[c] = n_.others.sums.row(other_begin_ + c);
     }
   }
 
@@ -224,15 +224,15 @@ double evaluate_kept(const Negatives<T>& n, const Tile& tile, int64_t r, Scratch
     for (uint64_t mask = scratch.masks[p * kBlock + r]; mask; mask &= mask - 1) {
       const int64_t j = column + __builtin_ctzll(mask);
       scratch.others[found] = others.rows.row(j);
-      scratch.other_sums[found] = others.sum(j);
+      scratch.other_sums[found] = others.sums.row(j);
       ++found;
     }
   if (!found) return 0;
   const int64_t i = anchors.begin(tile.x_block) + r;
   const Candidates<T> candidates = {anchors.rows.row(i),
                                     scratch.others.data(),
-                                    anchors.sum(i),
-                                    others.sums ? scratch.other_sums.data() : nullptr,
+                                    anchors.sums.row(i),
+                                    others.sums.wanted() ? scratch.other_sums.data() : nullptr,
                                     found,
                                     anchors.rows.features,
                                     n.margin};

@@ -36,14 +36,13 @@ NegativeResult run(const Negatives<T>& negatives, const Tournament& tournament, 
                                 negatives.self ? 0 : x_blocks);
   threads = int(std::clamp<int64_t>(std::min(x_blocks, y_blocks), 1, threads));
   std::vector<Scratch<T>> scratch(threads);
-#pragma omp parallel num_threads(threads)
-  {
+  on_threads(threads, [&] {
     Scratch<T>& mine = scratch[thread_number()];
     for (Tile tile; schedule.next(tile); schedule.finish(tile)) {
       NegativeResult& cell = cells[tile.x_block];
       if (screen_tile(negatives, tile, mine)) cell.sum += evaluate_tile(negatives, tile, mine, &cell.active);
     }
-  }
+  });
   int64_t wrong = 0;
   for (const Scratch<T>& mine : scratch) wrong += mine.wrong;
   if (wrong) throw std::logic_error("the screen misjudged " + std::to_string(wrong) + " pairs: please report this");
@@ -57,10 +56,10 @@ NegativeResult run(const Negatives<T>& negatives, const Tournament& tournament, 
 
 template <class T>
 NegativeResult self_negatives(const Rows<T>& x, const std::vector<ClassRange>& classes, const Frame& frame,
-                              double margin, double* sums, int threads) {
+                              double margin, GradientSums& sums, int threads) {
   const Tier& tier = current_tier();
   const Quantiser quantiser(frame, margin, tier);
-  const Quantised q = quantise_rows(x, quantiser, tier, true, true, threads);
+  const Quantised q = quantise_rows(x, quantiser, true, true, threads);
   std::vector<int64_t> class_begin(x.size()), class_end(x.size());
   for (const ClassRange& c : classes) {
     std::fill(class_begin.begin() + c.x_begin, class_begin.begin() + c.x_end, c.x_begin);
@@ -79,13 +78,14 @@ NegativeResult self_negatives(const Rows<T>& x, const std::vector<ClassRange>& c
 // The shorter side takes the anchors' role: its blocks can be small, so that a few rows still feed several threads.
 template <class T>
 NegativeResult cross_negatives(const Rows<T>& x, const Rows<T>& y, const std::vector<ClassRange>& classes,
-                               const Frame& frame, double margin, double* x_sums, double* y_sums, int threads) {
+                               const Frame& frame, double margin, GradientSums& x_sums, GradientSums& y_sums,
+                               int threads) {
   const bool swap = x.size() > y.size();
   const Rows<T>&anchors = swap ? y : x, &others = swap ? x : y;
   const Tier& tier = current_tier();
   const Quantiser quantiser(frame, margin, tier);
-  const Quantised aq = quantise_rows(anchors, quantiser, tier, true, false, threads);
-  const Quantised oq = quantise_rows(others, quantiser, tier, false, true, threads);
+  const Quantised aq = quantise_rows(anchors, quantiser, true, false, threads);
+  const Quantised oq = quantise_rows(others, quantiser, false, true, threads);
   std::vector<int64_t> same_begin(anchors.size()), same_end(anchors.size());
   std::vector<int64_t> a_class_end(anchors.size()), o_class_end(others.size());
   for (const ClassRange& c : classes) {
@@ -109,14 +109,15 @@ NegativeResult cross_negatives(const Rows<T>& x, const Rows<T>& y, const std::ve
 
 template <class T>
 NegativeResult negative_sum(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes,
-                            const Frame& frame, double margin, double* x_sums, double* y_sums, int threads) {
+                            const Frame& frame, double margin, GradientSums& x_sums, GradientSums& y_sums,
+                            int threads) {
   return y ? cross_negatives(x, *y, classes, frame, margin, x_sums, y_sums, threads)
            : self_negatives(x, classes, frame, margin, x_sums, threads);
 }
 
 template NegativeResult negative_sum(const Rows<float>&, const Rows<float>*, const std::vector<ClassRange>&,
-                                     const Frame&, double, double*, double*, int);
+                                     const Frame&, double, GradientSums&, GradientSums&, int);
 template NegativeResult negative_sum(const Rows<double>&, const Rows<double>*, const std::vector<ClassRange>&,
-                                     const Frame&, double, double*, double*, int);
+                                     const Frame&, double, GradientSums&, GradientSums&, int);
 
 }  // namespace mmfast

@@ -6,6 +6,7 @@
 
 #include "classes.h"
 #include "frame.h"
+#include "gradient_sums.h"
 
 namespace mmfast {
 
@@ -17,10 +18,10 @@ struct NegativeResult {
 // With MMFAST_CHECK_SCREEN=1 in the environment every decision that the bounds made for a pair is compared with
 // float64, which takes as long as the double loop; a wrong one throws std::logic_error.
 //
-// y null: self form. Adds to x_sums and y_sums, (size, D) in class order, where they are not null, the differences
-// x_i - y_j and y_j - x_i of the active pairs, each unordered pair of the self form once per row.
+// y null: self form. Adds to x_sums and y_sums the differences x_i - y_j and y_j - x_i of the active pairs, each
+// unordered pair of the self form once per row.
 template <class T>
 NegativeResult negative_sum(const Rows<T>& x, const Rows<T>* y, const std::vector<ClassRange>& classes,
-                            const Frame& frame, double margin, double* x_sums, double* y_sums, int threads);
+                            const Frame& frame, double margin, GradientSums& x_sums, GradientSums& y_sums, int threads);
 
 }  // namespace mmfast

@@ -2,50 +2,19 @@
 #include "pair_hinge.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "classes.h"
 #include "frame.h"
+#include "gradient_sums.h"
 #include "negatives.h"
+#include "threads.h"
 
 namespace mmfast {
 namespace {
 
 constexpr double kSerialWork = 1 << 23;  // pairs times features: less is done before a second thread is awake
-
-struct Buffer {
-  explicit Buffer(size_t size) : size(size), data(new double[size]) {}
-  const size_t size;
-  const std::unique_ptr<double[]> data;
-};
-
-// One buffer is kept for the next call, since the pages of a new one cost as much as a pass over the batch.
-std::atomic<Buffer*> spare{nullptr};
-constexpr size_t kLargestSpare = size_t(1) << 25;  // 256 MB
-
-// A row of D zeros for each row of a side, in class order; empty if nobody wants its gradient.
-class Sums {
- public:
-  Sums(bool wanted, int64_t rows, int features, int threads) {
-    if (!wanted) return;
-    const size_t size = size_t(rows) * features;
-    if (size <= kLargestSpare) buffer_.reset(spare.exchange(nullptr));
-    if (!buffer_ || buffer_->size < size) buffer_.reset(new Buffer(size));
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; ++i) std::fill_n(data() + i * features, features, 0.0);
-  }
-  ~Sums() {
-    if (buffer_ && buffer_->size <= kLargestSpare) buffer_.reset(spare.exchange(buffer_.release()));
-  }
-  Sums(const Sums&) = delete;
-  double* data() const { return buffer_ ? buffer_->data.get() : nullptr; }
-
- private:
-  std::unique_ptr<Buffer> buffer_;
-};
 
 // Writes `value` to the rows that take part and zeros to the others.
 template <class T>
@@ -60,6 +29,7 @@ void fill_gradient(T* gradient, int64_t rows, const Rows<T>& side, T value) {
 
 template <class T>
 double pair_hinge(const PairHinge<T>& p) {
+  const DefaultArithmetic arithmetic;
   const bool cross = p.cross;
   const double work = double(p.x_rows) * double(cross ? p.y_rows : p.x_rows) * p.features;
   const int threads = work < kSerialWork ? 1 : p.threads;
@@ -74,11 +44,11 @@ double pair_hinge(const PairHinge<T>& p) {
   const std::vector<ClassRange> classes = match_classes(p.x_labels, x.order, cross, p.y_labels, y.order);
 
   const bool any_negatives = p.margin > 0 && x.size() > 0 && (!cross || y.size() > 0);
-  const Sums x_sums(p.x_gradient && any_negatives, x.size(), p.features, threads);
-  const Sums y_sums(p.y_gradient && any_negatives, y.size(), p.features, threads);
+  GradientSums x_sums(p.x_gradient && any_negatives, x.size(), p.features);
+  GradientSums y_sums(p.y_gradient && any_negatives, y.size(), p.features);
   NegativeResult negatives;
   if (any_negatives)
-    negatives = negative_sum(x, cross ? &y : nullptr, classes, frame, p.margin, x_sums.data(), y_sums.data(), threads);
+    negatives = negative_sum(x, cross ? &y : nullptr, classes, frame, p.margin, x_sums, y_sums, threads);
 
   double positive_weight = 1, negative_weight = 1;
   if (p.reduction == Reduction::kMean) {
@@ -90,9 +60,9 @@ double pair_hinge(const PairHinge<T>& p) {
     negative_weight = 1 / std::max(1.0, double(negatives.active));
   }
   // d/dx_i of the ordered pairs (i, j) and (j, i) of the self form is -4 (x_i - x_j), of the cross form -2.
-  const double positives = positive_sum_and_gradient(
-      x, cross ? &y : nullptr, classes, positive_weight, (cross ? 2 : 4) * negative_weight,
-      Gradient<T>{p.x_gradient, x_sums.data()}, Gradient<T>{p.y_gradient, y_sums.data()}, threads);
+  const double positives =
+      positive_sum_and_gradient(x, cross ? &y : nullptr, classes, positive_weight, (cross ? 2 : 4) * negative_weight,
+                                Gradient<T>{p.x_gradient, x_sums}, Gradient<T>{p.y_gradient, y_sums}, threads);
   return positive_weight * positives + negative_weight * negatives.sum;
 }
 

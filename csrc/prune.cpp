@@ -63,7 +63,7 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
 
   out.q = Quantised(quantiser.depth());
   out.q.make_rows(int64_t(out.balls.size()));
-  out.q.make_panels(blocks, tier.offset);
+  out.q.make_panels(blocks);
   std::vector<double> centroids(size_t(threads) * x.features);
   const std::vector<T> zeros(x.features);
   const auto fill = [&](int64_t block) {
@@ -93,9 +93,11 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
       return out;
     }
   }
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t block = 0; block < blocks; ++block)
-    if (block != one && block != other) fill(block);
+  on_threads(threads, [&] {
+#pragma omp for schedule(dynamic)
+    for (int64_t block = 0; block < blocks; ++block)
+      if (block != one && block != other) fill(block);
+  });
   return out;
 }
 

@@ -51,6 +51,7 @@ Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
 // Four digits to a word: the offset is added without carries between them.
 void Quantiser::pack(const int8_t* digits, int64_t count, uint8_t* panel) const {
   const uint32_t high = 0x80808080u, offset = uint32_t(tier_.offset) * 0x01010101u;
+  if (count < kPanel) std::fill_n(panel, int64_t(depth_) * kPanel, uint8_t(offset));
   for (int k = 0; k < depth_; k += 4)
     for (int64_t c = 0; c < count; ++c) {
       uint32_t four;
@@ -68,16 +69,14 @@ void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int c
 }
 
 template <class T>
-Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier& tier, bool as_anchors, bool as_others,
-                        int threads) {
+Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, bool as_anchors, bool as_others, int threads) {
   Quantised out(quantiser.depth());
   if (as_anchors) out.make_rows(x.size());
-  if (as_others) out.make_panels((x.size() + kPanel - 1) / kPanel, tier.offset);
+  if (as_others) out.make_panels((x.size() + kPanel - 1) / kPanel);
   const int depth = out.depth;
   std::vector<int8_t> scratch(as_anchors ? 0 : size_t(threads) * depth * kPanel);
 
-#pragma omp parallel num_threads(threads)
-  {
+  on_threads(threads, [&] {
     int8_t* const mine = as_anchors ? nullptr : scratch.data() + size_t(thread_number()) * depth * kPanel;
 #pragma omp for schedule(static)
     for (int64_t begin = 0; begin < x.size(); begin += kPanel) {
@@ -94,11 +93,11 @@ Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier
       }
       if (as_others) quantiser.pack(digits, count, out.panels.data() + begin * depth);
     }
-  }
+  });
   return out;
 }
 
-template Quantised quantise_rows(const Rows<float>&, const Quantiser&, const Tier&, bool, bool, int);
-template Quantised quantise_rows(const Rows<double>&, const Quantiser&, const Tier&, bool, bool, int);
+template Quantised quantise_rows(const Rows<float>&, const Quantiser&, bool, bool, int);
+template Quantised quantise_rows(const Rows<double>&, const Quantiser&, bool, bool, int);
 
 }  // namespace mmfast

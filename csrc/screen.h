@@ -31,6 +31,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "frame.h"
@@ -42,6 +43,20 @@ namespace mmfast {
 constexpr int kMaxScreenedFeatures = 65536;
 constexpr double kLeastScreenedMargin = 1e-290;
 
+// Leaves new elements as they are: whoever fills them does so in parallel.
+template <class T>
+struct Uninitialised : std::allocator<T> {
+  using std::allocator<T>::allocator;
+  template <class U>
+  struct rebind {
+    using other = Uninitialised<U>;
+  };
+  template <class U>
+  void construct(U* element) {
+    ::new (static_cast<void*>(element)) U;
+  }
+};
+
 // The 8-bit image of one side: row-major for the anchors, packed in panels of 64 for the others.
 struct Quantised {
   explicit Quantised(int depth) : depth(depth) {}
@@ -50,22 +65,22 @@ struct Quantised {
     bounds.resize(size);
     steps.resize(size);
   }
-  void make_panels(int64_t count, int offset) {
+  void make_panels(int64_t count) {
     steps.resize(count * kPanel);
-    panels.assign(count * kPanel * depth, uint8_t(offset));
+    panels.resize(count * kPanel * depth);
     inverse.assign(count * kPanel, 1.0f);
     weighted.assign(count * kPanel, 0.0f);
     active_weighted.assign(count * kPanel, 0.0f);
   }
 
-  int depth;                           // features, rounded up to a multiple of 8; 0: every pair is looked at
-  std::vector<int8_t> rows;            // (size, depth)
-  std::vector<RowBound> bounds;        // (size,)
-  std::vector<uint8_t> panels;         // (ceil(size / 64), depth / 4, 64, 4)
-  std::vector<float> inverse;          // (ceil(size / 64) * 64,) 1 / s
-  std::vector<float> weighted;         // (ceil(size / 64) * 64,) a / s
-  std::vector<float> active_weighted;  // as weighted, b / s
-  std::vector<float> steps;            // s of digits of 16 bits; 0: the row is not to be decided
+  int depth;  // features, rounded up to a multiple of 8; 0: every pair is looked at
+  std::vector<int8_t, Uninitialised<int8_t>> rows;      // (size, depth)
+  std::vector<RowBound> bounds;                         // (size,)
+  std::vector<uint8_t, Uninitialised<uint8_t>> panels;  // (ceil(size / 64), depth / 4, 64, 4)
+  std::vector<float> inverse;                           // (ceil(size / 64) * 64,) 1 / s
+  std::vector<float> weighted;                          // (ceil(size / 64) * 64,) a / s
+  std::vector<float> active_weighted;                   // as weighted, b / s
+  std::vector<float> steps;                             // s of digits of 16 bits; 0: the row is not to be decided
 };
 
 // What the comparison needs of one row, as an anchor and as another.
@@ -87,7 +102,7 @@ class Quantiser {
   Bounds quantise(const float* row, double radius, int8_t* digits) const;
   Bounds quantise(const double* row, double radius, int8_t* digits) const;
 
-  // Packs the digits of up to kPanel rows, (count, depth), into a panel that holds the offset wherever there is no row.
+  // Packs the digits of up to kPanel rows, (count, depth), into a panel, and the offset wherever there is no row.
   void pack(const int8_t* digits, int64_t count, uint8_t* panel) const;
 
  private:
@@ -105,7 +120,6 @@ void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int c
                   int64_t column, uint64_t* masks, uint64_t* active = nullptr);
 
 template <class T>
-Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, const Tier& tier, bool as_anchors, bool as_others,
-                        int threads);
+Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, bool as_anchors, bool as_others, int threads);
 
 }  // namespace mmfast

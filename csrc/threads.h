@@ -1,5 +1,7 @@
-// The number of the calling thread in its team.
+// Work on several threads, which all compute as IEEE 754 says.
 #pragma once
+
+#include <cfenv>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -13,6 +15,31 @@ inline int thread_number() {
 #else
   return 0;
 #endif
+}
+
+// Rounds to nearest and keeps denormals while it lives, whatever the caller has set for its thread (as
+// torch.set_flush_denormal does), and the threads of the pool have from wherever they were started.
+class DefaultArithmetic {
+ public:
+  DefaultArithmetic() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultArithmetic() { std::fesetenv(&before_); }
+  DefaultArithmetic(const DefaultArithmetic&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
+// Runs `body` on each thread of a team; it may share out a loop by "omp for". It must not throw.
+template <class Body>
+void on_threads(int threads, Body&& body) {
+#pragma omp parallel num_threads(threads)
+  {
+    const DefaultArithmetic arithmetic;
+    body();
+  }
 }
 
 }  // namespace mmfast

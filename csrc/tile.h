@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "gradient_sums.h"
 #include "prune.h"
 #include "screen.h"
 #include "tier.h"
@@ -47,12 +48,11 @@ struct Side {
   const Quantised& q;
   const Balls& balls;
   int64_t block_rows;
-  double* sums;  // (rows.size(), D) in class order; null: no gradient wanted
+  GradientSums& sums;
 
   int64_t blocks() const { return (rows.size() + block_rows - 1) / block_rows; }
   int64_t begin(int64_t block) const { return block * block_rows; }
   int64_t end(int64_t block) const { return std::min(begin(block) + block_rows, rows.size()); }
-  double* sum(int64_t row) const { return sums ? sums + row * rows.features : nullptr; }
 };
 
 // Anchors against others. In the self form both are the same rows.

@@ -294,6 +294,26 @@ class TestAdversarial:
         assert_exact({**p, "embeddings": p["embeddings"] * 5e-324, "margin": 0.5}, torch.float64)
         assert_exact({**p, "embeddings": p["embeddings"] * 3e-162, "margin": 5e-324}, torch.float64)
 
+    def test_denormals_that_the_caller_flushes(self) -> None:
+        """A thread's own mode must neither reach the engine nor be changed by it."""
+        x = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)).sign() * 1e-40
+        labels, threads = torch.zeros(4000, dtype=torch.int64), torch.get_num_threads()
+        gradients = []
+        try:
+            for flush, count in ((False, 1), (True, 1), (True, 4)):
+                torch.set_num_threads(count)
+                supported = torch.set_flush_denormal(flush)
+                rows = x.clone().requires_grad_()
+                mmfast.contrastive_loss(rows, labels).backward()
+                assert rows.grad is not None
+                gradients.append(rows.grad)
+                assert not flush or not supported or float(torch.tensor([1e-40]) * 1) == 0
+        finally:
+            torch.set_flush_denormal(False)
+            torch.set_num_threads(threads)
+        assert float(gradients[0].abs().min()) > 1e-37  # which no product flushes
+        assert all(g.equal(gradients[0]) for g in gradients)
+
     def test_more_features_than_the_screen_takes(self) -> None:
         for features in (65536, 65537):
             assert_exact(problem(6, features, margin=1.99))

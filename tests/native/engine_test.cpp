@@ -92,7 +92,7 @@ void test_screen(const Tier& tier, Random& random, Data data, int64_t count, int
   for (double quantile : {0.01, 0.3, 0.9, 1.5}) {
     const double margin = 2 * scale * scale * quantile;
     const Quantiser quantiser(frame, margin, tier);
-    const Quantised q = quantise_rows(rows, quantiser, tier, true, true, 1);
+    const Quantised q = quantise_rows(rows, quantiser, true, true, 1);
     std::vector<uint64_t> masks(count), active(count);
     bool right = true;
     for (int64_t column = 0; column < count; column += kPanel) {
