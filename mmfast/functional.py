@@ -86,7 +86,7 @@ def contrastive_loss(
     _checks.check_reduction(reduction)
     ignore_index = _checks.check_ignore_index(ignore_index)
     autocast = _checks.autocasts(embeddings)
-    x, x_labels = _checks.widen(embeddings, autocast), labels.to(torch.int64)
+    x, x_labels = _checks.widen(embeddings, autocast), labels.long()
     y = y_labels = None
     if ref_emb is not None or ref_labels is not None:
         if ref_emb is None or ref_labels is None:
@@ -96,7 +96,7 @@ def contrastive_loss(
         _checks.check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
         if not autocast:
             _checks.check_sides(embeddings, ref_emb)
-        y, y_labels = _checks.widen(ref_emb, autocast), ref_labels.to(torch.int64)
+        y, y_labels = _checks.widen(ref_emb, autocast), ref_labels.long()
         _checks.check_sides(x, y)
 
     differentiated = torch.is_grad_enabled()

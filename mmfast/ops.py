@@ -18,7 +18,41 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _is_transformed = torch._C._are_functorch_transforms_active
 
 
-def _compute(
+def _engine(
+    x: Tensor,
+    x_labels: Tensor,
+    y: Tensor | None,
+    y_labels: Tensor | None,
+    margin: float,
+    reduction: str,
+    ignore_index: int,
+    x_needs_gradient: bool,
+    y_needs_gradient: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the loss and those of its gradients with respect to x and y that are asked for."""
+    x = x.detach().contiguous()
+    x_gradient = torch.empty_like(x) if x_needs_gradient else None
+    y_gradient = None
+    if y is not None:
+        y = y.detach().contiguous()
+        y_gradient = torch.empty_like(y) if y_needs_gradient else None
+    loss = _C.pair_hinge(
+        x.numpy(),
+        x_labels.contiguous().numpy(),
+        None if y is None else y.numpy(),
+        None if y_labels is None else y_labels.contiguous().numpy(),
+        margin,
+        reduction,
+        ignore_index,
+        None if x_gradient is None else x_gradient.numpy(),
+        None if y_gradient is None else y_gradient.numpy(),
+        torch.get_num_threads(),
+    )
+    return x.new_full((), loss), x_gradient, y_gradient
+
+
+@torch.library.custom_op("mmfast::pair_hinge", mutates_args=())
+def pair_hinge(
     x: Tensor,  # (B, D) float32 or float64
     x_labels: Tensor,  # (B,) int64
     y: Tensor | None,  # (R, D) like x; None: the self form
@@ -30,28 +64,14 @@ def _compute(
     y_needs_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss and its gradients with respect to x and y; a gradient not asked for is empty."""
-    x = x.detach().contiguous()
-    x_gradient = torch.empty_like(x) if x_needs_gradient else x.new_empty(0)
-    y_gradient = x.new_empty(0)
-    if y is not None:
-        y = y.detach().contiguous()
-        y_gradient = torch.empty_like(y) if y_needs_gradient else y_gradient
-    loss = _C.pair_hinge(
-        x.numpy(),
-        x_labels.contiguous().numpy(),
-        None if y is None else y.numpy(),
-        None if y_labels is None else y_labels.contiguous().numpy(),
-        margin,
-        reduction,
-        ignore_index,
-        x_gradient.numpy() if x_needs_gradient else None,
-        y_gradient.numpy() if y_needs_gradient else None,
-        torch.get_num_threads(),
+    loss, x_gradient, y_gradient = _engine(
+        x, x_labels, y, y_labels, margin, reduction, ignore_index, x_needs_gradient, y_needs_gradient
     )
-    return x.new_full((), loss), x_gradient, y_gradient
-
-
-pair_hinge = torch.library.custom_op("mmfast::pair_hinge", _compute, mutates_args=())
+    return (
+        loss,
+        x.new_empty(0) if x_gradient is None else x_gradient,
+        x.new_empty(0) if y_gradient is None else y_gradient,
+    )
 
 
 @pair_hinge.register_fake
@@ -89,12 +109,14 @@ def _scaled(ctx: Any, loss_gradient: Tensor | None) -> tuple[Tensor | None, Tens
     x, y, x_gradient, y_gradient = ctx.saved_tensors
     x_out = y_out = None
     if loss_gradient is not None:
-        x_out = _scale(loss_gradient, x_gradient, x) if x_gradient.dim() == 2 else None
-        y_out = _scale(loss_gradient, y_gradient, y) if y_gradient.dim() == 2 else None
+        x_out = _scale(loss_gradient, x_gradient, x)
+        y_out = _scale(loss_gradient, y_gradient, y)
     return x_out, y_out
 
 
-def _scale(loss_gradient: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
+def _scale(loss_gradient: Tensor, gradient: Tensor | None, rows: Tensor) -> Tensor | None:
+    if gradient is None or gradient.dim() != 2:
+        return None
     scaled = loss_gradient * gradient
     # Gradients are recorded here only with create_graph=True.
     return _DifferentiableOnce.apply(scaled, rows) if torch.is_grad_enabled() else scaled  # type: ignore[no-untyped-call]
@@ -151,7 +173,7 @@ class _PlainPairHinge(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor | None, arguments: tuple[Any, ...]) -> Tensor:
-        loss, x_gradient, y_gradient = _compute(*arguments)
+        loss, x_gradient, y_gradient = _engine(*arguments)
         ctx.save_for_backward(x, y, x_gradient, y_gradient)
         return loss
 
@@ -161,7 +183,7 @@ class _PlainPairHinge(torch.autograd.Function):
 
 
 def pair_hinge_loss(*arguments: Any) -> Tensor:
-    """Call the operator with its derivative, under ``torch.func`` too; see :func:`_compute` for the arguments."""
+    """Call the operator with its derivative, under ``torch.func`` too; see :func:`pair_hinge` for the arguments."""
     loss: Tensor
     if not torch.compiler.is_compiling() and not _is_transformed() and _nobody_watches(arguments):
         loss = _PlainPairHinge.apply(arguments[0], arguments[2], arguments)  # type: ignore[no-untyped-call]
