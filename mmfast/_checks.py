@@ -10,14 +10,13 @@ from torch import Tensor
 
 REDUCTIONS = ("sum", "mean", "mean_nonzero")
 
-_HALF = (torch.float16, torch.bfloat16)
-_FLOAT = (torch.float32, torch.float64, *_HALF)
+_FLOAT = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 _INTEGER = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def check_rows(name: str, rows: Tensor) -> None:
-    """Check that ``rows`` is a (rows, features) floating-point tensor on a device that has an engine."""
+    """Check that ``rows`` is a dense (rows, features) floating-point tensor."""
     if not isinstance(rows, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(rows).__name__}")
     if rows.dtype not in _FLOAT:
@@ -28,10 +27,6 @@ def check_rows(name: str, rows: Tensor) -> None:
         raise ValueError(f"{name} must have two dimensions (rows, features), got shape {tuple(rows.shape)}")
     if rows.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got layout {rows.layout}; convert it with {name}.to_dense()")
-    if rows.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(
-            f"{name} is on {rows.device}: the Triton kernels for GPUs are still to come; move it with {name}.cpu()"
-        )
 
 
 def check_labels(name: str, labels: Tensor, rows_name: str, rows: Tensor) -> None:
@@ -95,8 +90,5 @@ def autocasts(rows: Tensor) -> bool:
 
 
 def widen(rows: Tensor, autocast: bool) -> Tensor:
-    """Bring half precision to float32, in which it is computed.
-
-    Under autocast float32 is what PyTorch's own losses compute in; float64 stays.
-    """
-    return rows.float() if rows.dtype in _HALF or (autocast and rows.dtype != torch.float64) else rows
+    """Under autocast, bring all but float64 to float32, which PyTorch's own losses compute in."""
+    return rows.float() if autocast and rows.dtype != torch.float64 else rows

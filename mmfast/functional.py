@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmfast import _checks, ops
+from mmfast import _checks, backends, ops, reference
 
 
 def contrastive_loss(
@@ -58,7 +58,9 @@ def contrastive_loss(
     ValueError
         A shape, a length, the device, the margin or the reduction is not as described.
     NotImplementedError
-        The tensors are not on the CPU, or a second derivative is asked for.
+        The tensors are on a device without an engine, or a second derivative is asked for.
+    ModuleNotFoundError
+        The tensors are on a GPU and Triton is not installed.
 
     Notes
     -----
@@ -66,8 +68,12 @@ def contrastive_loss(
     plus O(D) for each pair that it cannot rule out. Memory: O((B + R) D), a few bytes per input element. The gradient
     is computed together with the loss. Results do not depend on the number of threads.
 
+    Tensors on a CUDA or ROCm device are computed there by the Triton kernels of :mod:`mmfast.kernels`; see
+    :mod:`mmfast.backends` for the variable that forces an engine.
+
     Pairs are decided and summed as in float64, but for one thing: where many pairs of float32 rows are active, the
-    rows are summed as integers of 26 bits, which costs less than a rounding of float32 at the gradient's scale.
+    rows are summed as integers of 26 bits, on a GPU of 31, which costs less than a rounding of float32 at the
+    gradient's scale.
 
     Source: Hadsell, Chopra, LeCun, *Dimensionality Reduction by Learning an Invariant Mapping* (2006), with the hinge
     on the squared distance.
@@ -99,6 +105,9 @@ def contrastive_loss(
         y, y_labels = _checks.widen(ref_emb, autocast), ref_labels.long()
         _checks.check_sides(x, y)
 
+    if backends.forced == "reference":
+        options = {"margin": margin, "reduction": reduction, "ignore_index": ignore_index}
+        return reference.contrastive_loss(x, x_labels, y, y_labels, **options)  # type: ignore[arg-type]
     differentiated = torch.is_grad_enabled()
     return ops.pair_hinge_loss(
         x,

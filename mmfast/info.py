@@ -12,7 +12,7 @@ from importlib import metadata
 import torch
 
 import mmfast
-from mmfast import _C
+from mmfast import _C, backends
 
 _CORE = ("torch", "numpy", "usearch")
 _MODULES = {
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         "CPU tier": _tiers(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors (torch.set_num_threads changes it)",
         "GPUs": _gpus(),
+        "backend": _backends(),
         "triton": _version("triton"),
         **{f"[{extra}]": _extra(needed) for extra, needed in _extras().items() if extra != "triton"},
     }
@@ -67,6 +68,25 @@ def _gpus() -> str:
     if not torch.cuda.is_available():
         return "none that torch can use"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _backends() -> str:
+    """Say what would compute tensors of the CPU and of a GPU, and why."""
+
+    def chosen(device: str) -> str:
+        try:
+            return backends.backend(torch.device(device))
+        except (ImportError, NotImplementedError, ValueError) as error:
+            return f"none ({error})"
+
+    cpu = chosen("cpu")
+    gpu = chosen("cuda") if torch.cuda.is_available() or backends.forced else "none (torch sees no GPU)"
+    why = f" ({backends.VARIABLE}={backends.forced})" if backends.forced else ""
+    if gpu == "triton" and torch.cuda.is_available():
+        from mmfast.kernels.configs import architecture
+
+        gpu += f" with the blocks of {architecture(torch.empty(0, device='cuda'))}"
+    return f"tensors on the CPU: {cpu}; on a GPU: {gpu}{why}"
 
 
 def _processor() -> str:

@@ -12,13 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast import _C
+from mmfast import _C, backends
+
+HALF = (torch.float16, torch.bfloat16)
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _is_transformed = torch._C._are_functorch_transforms_active
 
 
-def _engine(
+def computed_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that rows of a dtype are computed in."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def _engine(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the loss and those of its gradients with respect to x and y that are asked for."""
+    if backends.backend(arguments[0].device) == "cpu":
+        return _on_cpu(*arguments)
+    from mmfast.kernels import pair_hinge as on_gpu  # imports Triton
+
+    return on_gpu.pair_hinge(*arguments)  # type: ignore[no-any-return]
+
+
+def _on_cpu(
     x: Tensor,
     x_labels: Tensor,
     y: Tensor | None,
@@ -29,18 +45,18 @@ def _engine(
     x_needs_gradient: bool,
     y_needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the loss and those of its gradients with respect to x and y that are asked for."""
-    x = x.detach().contiguous()
+    device = x.device
+    x, x_labels = _readable(x), _readable(x_labels)
     x_gradient = torch.empty_like(x) if x_needs_gradient else None
     y_gradient = None
-    if y is not None:
-        y = y.detach().contiguous()
+    if y is not None and y_labels is not None:
+        y, y_labels = _readable(y), _readable(y_labels)
         y_gradient = torch.empty_like(y) if y_needs_gradient else None
-    loss = _C.pair_hinge(
+    value = _C.pair_hinge(
         x.numpy(),
-        x_labels.contiguous().numpy(),
+        x_labels.numpy(),
         None if y is None else y.numpy(),
-        None if y_labels is None else y_labels.contiguous().numpy(),
+        None if y_labels is None else y_labels.numpy(),
         margin,
         reduction,
         ignore_index,
@@ -48,12 +64,25 @@ def _engine(
         None if y_gradient is None else y_gradient.numpy(),
         torch.get_num_threads(),
     )
-    return x.new_full((), loss), x_gradient, y_gradient
+    loss = x.new_full((), value)
+    if device.type != "cpu":
+        loss = loss.to(device)
+        x_gradient = None if x_gradient is None else x_gradient.to(device)
+        y_gradient = None if y_gradient is None else y_gradient.to(device)
+    return loss, x_gradient, y_gradient
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """Bring a tensor to where the CPU engine reads it, half precision as float32."""
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        tensor = tensor.cpu()
+    return (tensor.float() if tensor.dtype in HALF else tensor).contiguous()
 
 
 @torch.library.custom_op("mmfast::pair_hinge", mutates_args=())
 def pair_hinge(
-    x: Tensor,  # (B, D) float32 or float64
+    x: Tensor,  # (B, D), computed in float32 if half precision
     x_labels: Tensor,  # (B,) int64
     y: Tensor | None,  # (R, D) like x; None: the self form
     y_labels: Tensor | None,  # (R,)
@@ -63,14 +92,14 @@ def pair_hinge(
     x_needs_gradient: bool,
     y_needs_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients with respect to x and y; a gradient not asked for is empty."""
+    """Return the loss and its gradients for x and y in the dtype computed in; a gradient not asked for is empty."""
     loss, x_gradient, y_gradient = _engine(
         x, x_labels, y, y_labels, margin, reduction, ignore_index, x_needs_gradient, y_needs_gradient
     )
     return (
         loss,
-        x.new_empty(0) if x_gradient is None else x_gradient,
-        x.new_empty(0) if y_gradient is None else y_gradient,
+        loss.new_empty(0) if x_gradient is None else x_gradient,
+        loss.new_empty(0) if y_gradient is None else y_gradient,
     )
 
 
@@ -86,11 +115,10 @@ def _(
     x_needs_gradient: bool,
     y_needs_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_gradient = torch.empty_like(x, memory_format=torch.contiguous_format) if x_needs_gradient else x.new_empty(0)
-    y_gradient = x.new_empty(0)
-    if y is not None and y_needs_gradient:
-        y_gradient = torch.empty_like(y, memory_format=torch.contiguous_format)
-    return x.new_empty(()), x_gradient, y_gradient
+    loss = x.new_empty((), dtype=computed_dtype(x.dtype))
+    x_gradient = loss.new_empty(x.shape if x_needs_gradient else 0)
+    y_gradient = loss.new_empty(y.shape if y is not None and y_needs_gradient else 0)
+    return loss, x_gradient, y_gradient
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -118,6 +146,8 @@ def _scale(loss_gradient: Tensor, gradient: Tensor | None, rows: Tensor) -> Tens
     if gradient is None or gradient.dim() != 2:
         return None
     scaled = loss_gradient * gradient
+    if scaled.dtype != rows.dtype:
+        scaled = scaled.to(rows.dtype)
     # Gradients are recorded here only with create_graph=True.
     return _DifferentiableOnce.apply(scaled, rows) if torch.is_grad_enabled() else scaled  # type: ignore[no-untyped-call]
 
@@ -199,9 +229,9 @@ def _outputs(*arguments: Any) -> Any:
 
 
 def _nobody_watches(arguments: tuple[Any, ...]) -> bool:
-    """Tell whether plain CPU tensors are computed with, and no mode or tracer has to see an operator of a name."""
+    """Tell whether plain tensors are computed with, and no mode or tracer has to see an operator of a name."""
     return (
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
-        and all(type(a) in _PLAIN and a.device.type == "cpu" for a in arguments[:4] if a is not None)
+        and all(type(a) in _PLAIN and a.device.type != "meta" for a in arguments[:4] if a is not None)
     )

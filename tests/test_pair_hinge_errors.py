@@ -61,11 +61,7 @@ def test_the_error_names_the_argument(bad: dict[str, Any], error: type[Exception
             mmfast.ContrastiveLoss(**options)
 
 
-def test_devices_without_an_engine() -> None:
-    if torch.cuda.is_available():
-        with pytest.raises(NotImplementedError, match="Triton"):
-            mmfast.contrastive_loss(X.cuda(), LABELS.cuda())
-    # As a tensor on a GPU would say, on machines without one.
+def test_a_meta_tensor_needs_no_engine() -> None:
     fake = torch.zeros(4, 3, device="meta")
     assert mmfast.contrastive_loss(fake, LABELS.to("meta")).device.type == "meta"
 

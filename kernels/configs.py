@@ -1,0 +1,133 @@
+"""Block sizes and warps of every kernel by architecture, as `make audit` found them to fit: a table, to be read."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+# No multiplication is fused with an addition where the text does not say so: one result on every architecture.
+LAUNCH = {"enable_fp_fusion": False}
+
+
+class Rows(NamedTuple):
+    elements: int  # of a block
+    block_d: int  # at most
+    num_warps: int
+
+    def options(self, features: int) -> dict[str, Any]:
+        block_d = min(self.block_d, triton.next_power_of_2(features))
+        block_r = min(self.elements // block_d, 64)
+        return {"BLOCK_R": block_r, "BLOCK_D": block_d, "num_warps": self.num_warps, **LAUNCH}
+
+
+class Screen(NamedTuple):
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def options(self, depth: int) -> dict[str, Any]:
+        return {
+            "BLOCK_K": min(self.block_k, depth),
+            "num_warps": self.num_warps,
+            **LAUNCH,
+            "num_stages": self.num_stages,
+        }
+
+
+class Products(NamedTuple):
+    block_d: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def options(self, depth: int, tile: int) -> dict[str, Any]:
+        block_d = self.block_d if depth % self.block_d == 0 else 128 if depth % 128 == 0 else 64
+        return {
+            "BLOCK_D": min(block_d, depth),
+            "BLOCK_K": min(self.block_k, tile),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            **LAUNCH,
+        }
+
+
+class Pairs(NamedTuple):
+    groups: int
+    group_bits: int
+    block_d: int
+    num_warps: int
+
+    def options(self, features: int) -> dict[str, Any]:
+        return {
+            "GROUPS": self.groups,
+            "GROUP_BITS": self.group_bits,
+            "BLOCK_D": min(self.block_d, triton.next_power_of_2(features)),
+            "num_warps": self.num_warps,
+            **LAUNCH,
+        }
+
+
+class Combine(NamedTuple):
+    block_r: int
+    block_d: int
+    num_warps: int
+
+    def options(self, features: int) -> dict[str, Any]:
+        return {
+            "BLOCK_R": self.block_r,
+            "BLOCK_D": min(self.block_d, triton.next_power_of_2(features)),
+            "num_warps": self.num_warps,
+            **LAUNCH,
+        }
+
+
+class Config(NamedTuple):
+    tile_m: int  # rows and columns that are screened at a time; tile_n divides tile_m
+    tile_n: int
+    rows: Rows
+    screen: Screen
+    products: Products
+    pairs: Pairs
+    combine: Combine
+
+
+_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 256, 256, 4), "combine": Combine(16, 128, 4)}
+CONFIGS: dict[str, Config] = {
+    "sm_80": Config(128, 64, screen=Screen(64, 8, 3), products=Products(256, 64, 8, 3), **_COMMON),
+    "sm_90": Config(128, 128, screen=Screen(64, 8, 3), products=Products(256, 64, 8, 3), **_COMMON),
+    "sm_100": Config(
+        128,
+        64,
+        screen=Screen(128, 8, 3),
+        products=Products(256, 64, 8, 3),
+        **{**_COMMON, "pairs": Pairs(8, 128, 256, 4)},
+    ),
+    "gfx942": Config(128, 128, screen=Screen(64, 8, 2), products=Products(256, 64, 8, 2), **_COMMON),
+    # Small tiles, so that a small test has several of them.
+    "interpreter": Config(
+        64,
+        32,
+        rows=Rows(2048, 64, 4),
+        screen=Screen(64, 4, 1),
+        products=Products(64, 32, 4, 1),
+        pairs=Pairs(32, 4, 64, 4),
+        combine=Combine(8, 64, 4),
+    ),
+}
+
+
+def architecture(x: Tensor) -> str:
+    """Name the row of the table that holds for a tensor: its own, or that of the newest older architecture."""
+    if x.device.type == "cpu":
+        return "interpreter"
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(x.device)
+    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
+
+
+def config_for(x: Tensor) -> Config:
+    return CONFIGS[architecture(x)]

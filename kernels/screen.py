@@ -1,0 +1,138 @@
+"""The screen: which pairs of a tile are certainly active, and which have to be looked at.
+
+Products of digits are exact, so what they decide by the bounds of :mod:`mmfast.kernels.rows` is what float64 decides.
+Both answers are bit masks of 32 columns a word, and the same with rows and columns exchanged. A tile with few
+candidates has all of them looked at; in one with many the second digit decides nearly all, and the active ones go into
+sums of whole rows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from mmfast.kernels.rows import IGNORED
+
+# Candidates of a tile, of all its pairs, from which sums by products take less time than sums pair by pair.
+DENSE = 1 / 64
+
+_IGNORED: tl.constexpr = tl.constexpr(IGNORED)
+_DENSE: tl.constexpr = tl.constexpr(DENSE)
+
+
+@triton.jit
+def pack_columns(bits):
+    """(M, N) bits as (M, N / 32) words."""
+    words = tl.reshape(bits.to(tl.int32), (bits.shape[0], bits.shape[1] // 32, 32))
+    return tl.sum(words << tl.arange(0, 32)[None, None, :], axis=2)
+
+
+@triton.jit
+def pack_rows(bits):
+    """(M, N) bits as (M / 32, N) words."""
+    words = tl.reshape(bits.to(tl.int32), (bits.shape[0] // 32, 32, bits.shape[1]))
+    return tl.sum(words << tl.arange(0, 32)[None, :, None], axis=1)
+
+
+@triton.jit
+def products(x, y, depth, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """x . y of rows of digits, given the pointers to their first BLOCK_K."""
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for _ in range(0, depth, BLOCK_K):
+        sums = tl.dot(tl.load(x), tl.trans(tl.load(y)), sums)
+        x += BLOCK_K
+        y += BLOCK_K
+    return sums
+
+
+@triton.jit
+def crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """x . y_fine + x_fine . y"""
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for k in range(0, depth, BLOCK_K):
+        sums = tl.dot(tl.load(x + k), tl.trans(tl.load(y_fine + k)), sums)
+        sums = tl.dot(tl.load(x_fine + k), tl.trans(tl.load(y + k)), sums)
+    return sums
+
+
+@triton.jit
+def screen(
+    tiles,  # (.,) int32: row tile of the block * column tiles + column tile
+    tile_count,  # (1,) int32
+    column_tiles,
+    first_row,  # of the block of pairs
+    first_column,
+    x_digits,
+    x_bounds,
+    x_classes,
+    x_padded,
+    y_digits,
+    y_bounds,
+    y_classes,
+    y_padded,
+    x_count,
+    y_count,
+    depth,
+    certain,  # (block rows, block columns / 32) int32, and so is doubtful
+    doubtful,
+    certain_turned,  # (block columns, block rows / 32)
+    doubtful_turned,
+    block_rows,
+    block_columns,
+    active,  # (row tiles, column tiles) int32: how many bits of certain
+    SELF: tl.constexpr,
+    SUMMED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program for each tile of the list."""
+    if tl.program_id(0) >= tl.load(tile_count):
+        return
+    tile = tl.load(tiles + tl.program_id(0))
+    row = (tile // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = (first_row + row).to(tl.int64)
+    column = (tile % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    j = (first_column + column).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    x = x_digits + i[:, None] * depth + k[None, :]
+    y = y_digits + j[:, None] * depth + k[None, :]
+    dots = products(x, y, depth, BLOCK_M, BLOCK_N, BLOCK_K)
+
+    x_class = tl.load(x_classes + i, mask=i < x_count, other=_IGNORED)
+    y_class = tl.load(y_classes + j, mask=j < y_count, other=_IGNORED)
+    pair = (x_class[:, None] != y_class[None, :]) & (x_class != _IGNORED)[:, None] & (y_class != _IGNORED)[None, :]
+    if SELF:
+        pair = pair & (j[None, :] > i[:, None])
+
+    x_scale = 2 * tl.load(x_bounds + i)
+    y_scale = tl.load(y_bounds + j)
+    right = dots.to(tl.float32) * y_scale[None, :] * x_scale[:, None]
+    inactive = tl.load(x_bounds + x_padded + i)[:, None] + tl.load(y_bounds + y_padded + j)[None, :] >= right
+    candidate = pair & (inactive == 0)
+    proved = candidate & (candidate == 0)
+    if SUMMED:
+        count = tl.sum(tl.sum(candidate.to(tl.int32), 1), 0)
+        if count >= BLOCK_M * BLOCK_N * _DENSE:
+            x_fine = x + x_padded.to(tl.int64) * depth
+            y_fine = y + y_padded.to(tl.int64) * depth
+            crossed = crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M, BLOCK_N, BLOCK_K)
+            both = (dots.to(tl.float32) + crossed.to(tl.float32) * (1.0 / 254)) * y_scale[None, :] * x_scale[:, None]
+            x_fine_bounds = x_bounds + x_padded * 3 + i
+            y_fine_bounds = y_bounds + y_padded * 3 + j
+            inactive = tl.load(x_fine_bounds)[:, None] + tl.load(y_fine_bounds)[None, :] >= both
+            candidate = candidate & (inactive == 0)
+            active_bound = tl.load(x_fine_bounds + x_padded)[:, None] + tl.load(y_fine_bounds + y_padded)[None, :]
+            proved = candidate & (active_bound < both)
+    doubt = candidate & (proved == 0)
+
+    row64 = row.to(tl.int64)
+    word = (tile % column_tiles) * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
+    at = row64[:, None] * (block_columns // 32) + word[None, :]
+    turned_word = (tile // column_tiles) * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
+    turned = turned_word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
+    tl.store(doubtful + at, pack_columns(doubt))
+    tl.store(doubtful_turned + turned, pack_rows(doubt))
+    if SUMMED:
+        tl.store(certain + at, pack_columns(proved))
+        tl.store(certain_turned + turned, pack_rows(proved))
+        tl.store(active + tile, tl.sum(tl.sum(proved.to(tl.int32), 1), 0))

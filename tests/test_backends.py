@@ -1,0 +1,100 @@
+"""Which engine computes, and what is said where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import mmfast
+from mmfast import backends, reference
+
+X, LABELS = torch.eye(4, 3), torch.arange(4) % 2
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else found(name))
+
+
+def test_the_device_decides() -> None:
+    assert backends.backend(torch.device("cpu")) == "cpu"
+    with pytest.raises(NotImplementedError, match=r"no engine for tensors on xpu:0.*\.cpu\(\).*MMFAST_BACKEND=cpu"):
+        backends.backend(torch.device("xpu", 0))
+
+
+@pytest.mark.usefixtures("without_triton")
+def test_a_gpu_without_triton() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'mmfast\[triton\]'"):
+        backends.backend(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("forced", ["cpu", "reference", "triton"])
+def test_forced(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if forced == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setattr(backends, "forced", forced)
+    for device in ("cpu", "cuda"):
+        assert backends.backend(torch.device(device)) == forced
+    x = X.clone().requires_grad_()
+    loss = mmfast.contrastive_loss(x, LABELS, margin=3.0)
+    loss.backward()
+    y = X.clone().requires_grad_()
+    expected = reference.contrastive_loss(y, LABELS, margin=3.0)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_forced_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "forced", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(NotImplementedError, match="got tensors on cpu; set TRITON_INTERPRET=1"):
+        mmfast.contrastive_loss(X, LABELS)
+
+
+def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "forced", "gpu")
+    with pytest.raises(ValueError, match="MMFAST_BACKEND must be one of cpu, triton, reference, got 'gpu'"):
+        mmfast.contrastive_loss(X, LABELS)
+
+
+def run(*command: str, **environment: str) -> Any:
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(command, env={**plain, **environment}, capture_output=True, text=True)
+
+
+def test_the_variable_is_read_and_info_shows_it() -> None:
+    info = "import sys; from mmfast.cli import main; sys.exit(main(['info']))"
+    shown = run(sys.executable, "-c", info, MMFAST_BACKEND="reference").stdout
+    assert "tensors on the CPU: reference; on a GPU: reference (MMFAST_BACKEND=reference)" in shown
+    program = "import mmfast, sys; print('triton' in sys.modules)"
+    assert run(sys.executable, "-c", program, MMFAST_BACKEND="triton").stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_the_audit_passes_what_is_fit_and_names_what_is_not() -> None:
+    pytest.importorskip("triton")
+    audit = [sys.executable, "-m", "mmfast.kernels.audit", "--architecture", "sm_90"]
+    passed = run(*audit)
+    assert passed.returncode == 0, passed.stderr
+    assert "| sm_90 | `screen` | self summed" in passed.stdout
+    assert " 0 failures" in passed.stderr
+    # Tiles of 256 x 256 do not fit into the registers of 128 threads.
+    program = """
+        from mmfast.kernels import audit, configs
+        fit = configs.CONFIGS["sm_90"]
+        configs.CONFIGS["sm_90"] = fit._replace(tile_m=256, tile_n=256, screen=fit.screen._replace(num_warps=4))
+        raise SystemExit(audit.main(["--architecture", "sm_90"]))
+    """
+    failed = run(sys.executable, "-c", "\n".join(line.strip() for line in program.splitlines()))
+    assert failed.returncode == 1
+    assert "sm_90 screen" in failed.stderr
+    assert "spilled" in failed.stderr
+    assert "TRITON_INTERPRET is set" in run(*audit, TRITON_INTERPRET="1").stderr

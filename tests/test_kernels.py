@@ -1,0 +1,336 @@
+"""The Triton kernels: on a GPU where there is one, else interpreted on tensors of the CPU.
+
+The tests of the loss itself are those of the CPU engine, with the kernels under the public function; what follows is of
+the kernels alone. On a GPU the same file runs compiled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mmfast
+from mmfast import backends, reference
+from tests import test_pair_hinge as cpu
+from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, problem
+
+pytest.importorskip("triton")
+from mmfast.kernels import pair_hinge as host
+from mmfast.kernels.configs import CONFIGS
+from triton.runtime import interpreter
+
+# Interpreted, arithmetic is NumPy's, which warns where a GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+REDUCTIONS = cpu.REDUCTIONS
+INTERPRETED = not torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setattr(backends, "forced", "triton")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The masks of every block of pairs that is screened."""
+    masks: list[Any] = []
+    screen_block = host.screen_block
+
+    def remember(*arguments: Any) -> Any:
+        masks.append(screen_block(*arguments))
+        return masks[-1]
+
+    monkeypatch.setattr(host, "screen_block", remember)
+    return masks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ref_rows", [None, 33])
+def test_both_forms(ref_rows: int | None, dtype: torch.dtype) -> None:
+    assert_exact(problem(70, 33, ref_rows=ref_rows, margin=1.8), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("rows", "features"), [(64, 64), (65, 63), (37, 19), (1, 16), (0, 16), (5, 0), (130, 1)])
+@pytest.mark.parametrize("ref_rows", [None, 0, 33])
+def test_every_shape(rows: int, features: int, ref_rows: int | None, reduction: str) -> None:
+    for margin, dtype in ((1.9, torch.float32), (0.5, torch.float64)):
+        assert_exact(problem(rows, features, ref_rows=ref_rows, margin=margin, reduction=reduction), dtype)
+
+
+def test_margins_of_zero_and_beyond_every_distance() -> None:
+    for margin in (0.0, 50.0):
+        assert_exact(problem(60, 20, margin=margin))
+        assert_exact(problem(30, 20, ref_rows=40, margin=margin), torch.float64)
+
+
+test_ignored_rows_take_no_part = cpu.test_ignored_rows_take_no_part
+test_all_labels_equal_and_all_different = pytest.mark.slow(cpu.test_all_labels_equal_and_all_different)
+test_inputs_stay_as_they_are = cpu.test_inputs_stay_as_they_are
+test_what_is_not_finite_makes_the_result_nan = cpu.test_what_is_not_finite_makes_the_result_nan
+
+
+@pytest.mark.slow
+class TestAdversarial:
+    """Those of the CPU engine that fit the interpreter's pace."""
+
+    theirs = cpu.TestAdversarial
+    test_ties_at_the_margin = theirs.test_ties_at_the_margin
+    test_one_rounding_either_side_of_the_margin = theirs.test_one_rounding_either_side_of_the_margin
+    test_duplicates = theirs.test_duplicates
+    test_huge_common_offset = theirs.test_huge_common_offset
+    test_near_duplicates_keep_their_digits = theirs.test_near_duplicates_keep_their_digits
+    test_scales = theirs.test_scales
+    test_scales_of_float64 = theirs.test_scales_of_float64
+    test_what_overflows_is_infinite_as_in_pytorch = theirs.test_what_overflows_is_infinite_as_in_pytorch
+    test_an_outlier_costs_the_other_rows_nothing = theirs.test_an_outlier_costs_the_other_rows_nothing
+    test_dense_units_beside_an_outlier = theirs.test_dense_units_beside_an_outlier
+    test_a_margin_near_the_largest_float = theirs.test_a_margin_near_the_largest_float
+    test_denormals = theirs.test_denormals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("ref_rows", [None, 60])
+def test_tiles_with_many_active_pairs(share: float, ref_rows: int | None, seen: list[Any]) -> None:
+    p = problem(100, 40, classes=30, ref_rows=ref_rows)
+    d2 = torch.cdist(p["embeddings"], p["embeddings"] if ref_rows is None else p["ref_emb"]).square()
+    p["margin"] = 1e-9 + float(d2[d2 > 0].quantile(share))
+    assert_exact(p)
+    if share >= 0.1:
+        assert any(bool(masks.certain.any()) for masks in seen)
+
+
+def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
+    monkeypatch.setattr(host, "BLOCK_ROWS", 64)
+    assert_exact(problem(150, 24, margin=1.7))
+    assert len(seen) == 6  # 3 by 3, of which those below the diagonal are the others seen from behind
+    assert_exact(problem(70, 24, ref_rows=130, margin=1.7, reduction="mean_nonzero"))
+    assert len(seen) == 6 + 2 * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", list(CONFIGS))
+def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "config_for", lambda _: CONFIGS[architecture])
+    assert_exact(problem(140, 300, classes=20, margin=1.9))
+    assert_exact(problem(60, 70, classes=20, ref_rows=90, margin=1.7))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the order of programs is only ours to choose where they are interpreted")
+@pytest.mark.parametrize("ref_rows", [None, 70])
+def test_the_order_of_programs_changes_no_bit(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = cast(problem(110, 80, ref_rows=ref_rows, margin=1.7, reduction="mean_nonzero"), torch.float32)
+    expected, expected_gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    in_order = interpreter.interpreter_builder.set_grid_idx
+    orders: dict[int, list[int]] = {}
+
+    def shuffled(*place: int) -> None:
+        counts = interpreter.interpreter_builder.grid_dim
+        generator = torch.Generator().manual_seed(0)
+        for count in counts:
+            if count not in orders:
+                orders[count] = torch.randperm(count, generator=generator).tolist()
+        in_order(*(orders[count][i] for i, count in zip(place, counts, strict=True)))
+
+    monkeypatch.setattr(interpreter.interpreter_builder, "set_grid_idx", shuffled)
+    loss, gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    assert any(order != sorted(order) for order in orders.values())
+    assert torch.equal(loss, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
+
+
+GUARD = 512  # elements before and behind a tensor
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """All memory that the kernels are given lies between NaNs, or numbers as odd, which must stay as they are."""
+    allocated: list[torch.Tensor] = []
+
+    def guards(whole: torch.Tensor) -> torch.Tensor:
+        return torch.cat([whole[:GUARD], whole[-GUARD:]])
+
+    def place(shape: Any, dtype: torch.dtype, fill: Any) -> torch.Tensor:
+        odd = float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min + 3
+        size = int(torch.Size(shape).numel())
+        whole = torch.full((size + 2 * GUARD,), odd, dtype=dtype)
+        allocated.append(whole)
+        inside = whole[GUARD : GUARD + size].view(shape)
+        return inside if fill is None else inside.fill_(fill)
+
+    def shaped(fill: Any) -> Any:
+        def new(like: torch.Tensor, *shape: Any, dtype: Any = None, device: Any = None) -> torch.Tensor:
+            shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+            return place(shape, dtype or like.dtype, fill)
+
+        return new
+
+    select = torch.Tensor.index_select
+
+    def index_select(rows: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+        found = select(rows, dim, index)
+        return place(found.shape, found.dtype, None).copy_(found)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", shaped(None))
+    monkeypatch.setattr(torch.Tensor, "new_zeros", shaped(0))
+    monkeypatch.setattr(torch.Tensor, "index_select", index_select)
+    yield allocated
+    for whole in allocated:
+        edges = guards(whole)
+        odd = edges.isnan() if whole.dtype.is_floating_point else edges == torch.iinfo(whole.dtype).min + 3
+        assert bool(odd.all()), f"written beyond {whole.numel() - 2 * GUARD} elements of {whole.dtype}"
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="interpreted, memory can be laid out at will")
+@pytest.mark.parametrize("ref_rows", [None, 41])
+@pytest.mark.parametrize(("rows", "features"), [(67, 45), (33, 64), (5, 1)])
+def test_nothing_beyond_a_tensor_is_read_or_written(
+    rows: int, features: int, ref_rows: int | None, guarded: list[torch.Tensor]
+) -> None:
+    for dtype in (torch.float32, torch.float64):
+        assert_exact(problem(rows, features, ref_rows=ref_rows, margin=1.7, reduction="mean_nonzero"), dtype)
+    assert len(guarded) > 20
+
+
+@pytest.mark.slow
+def test_the_screen_decides_as_float64_does(seen: list[Any]) -> None:
+    """Every pair that the masks call certain, or leave out, against its distance."""
+    for case in range(6):
+        p = cast(problem(90, 2 ** (case + 1), classes=45, seed=case), torch.float32)
+        if case % 2:  # rows of unlike norms, and a common offset
+            p["embeddings"] = p["embeddings"] * torch.logspace(-1, 1, 90)[:, None] + 3
+        d2 = torch.cdist(
+            p["embeddings"].double(), p["embeddings"].double(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        d2 = d2.square()
+        order = p["labels"].argsort(stable=True)
+        for share in (0.05, 0.4, 0.9):
+            p["margin"] = float(d2.quantile(share))
+            seen.clear()
+            mmfast.contrastive_loss(**p)
+            (masks,) = seen
+            certain, doubtful = bits(masks.certain)[:90, :90], bits(masks.doubtful)[:90, :90]
+            assert torch.equal(bits(masks.certain_turned)[:90, :90], certain.T)
+            assert torch.equal(bits(masks.doubtful_turned)[:90, :90], doubtful.T)
+            labels, sorted_d2 = p["labels"][order], d2[order][:, order]
+            pair = (labels[:, None] != labels[None, :]).triu(1)
+            active = pair & (sorted_d2 < p["margin"])
+            assert bool((certain <= active).all())
+            assert bool((active <= (certain | doubtful)).all())
+            assert not bool((certain & doubtful).any())
+            assert int(doubtful.sum()) < int(pair.sum()) // 3
+
+
+def bits(words: torch.Tensor) -> torch.Tensor:
+    return (words[:, :, None] >> torch.arange(32) & 1).flatten(1).bool()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("below", [True, False])
+def test_residuals_that_meet_the_bounds_prove_nothing(below: bool, seen: list[Any]) -> None:
+    """Distances are longer, or shorter, than those of the digits by all that the residuals allow.
+
+    Features of ±1 digit and a half, and one that sets the scale; pairs lie just on the other side of the margin.
+    """
+    features, scale = 64, 1 / 127
+    signs = torch.randint(0, 2, (64, features), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    x = signs * 1.499 * scale
+    x[:, 0] = torch.where(torch.arange(64) < 32, 1.0, -1.0)
+    p = {"embeddings": x, "labels": torch.arange(64), "ref_emb": None, "ref_labels": None}
+    d2 = torch.pdist(x.double()).square().unique()
+    for distance in d2[:: len(d2) // 4]:
+        assert_exact({**p, "margin": float(distance) * (1 + 1e-9 if below else 1 - 1e-9)})
+    assert seen
+
+
+def test_equal_rows_are_counted_by_value() -> None:
+    """-0 equals 0, rows that differ in their last feature do not; both forms."""
+    x = torch.zeros(40, 9, dtype=torch.float64)
+    x[::3] = -0.0
+    x[::5, 8] = 1e-300
+    x[20:] = x[:20] + 1
+    for ref in (None, x[:25]):
+        p: Problem = {
+            "embeddings": x,
+            "labels": torch.arange(40) % 2,
+            "ref_emb": ref,
+            "reduction": "mean_nonzero",
+            "margin": 0.5,
+        }
+        p["ref_labels"] = None if ref is None else torch.arange(25) % 2
+        loss, _ = loss_and_gradients(mmfast.contrastive_loss, p)
+        y, y_labels = (x, p["labels"]) if ref is None else (ref, p["ref_labels"])
+        nonzero = sum(
+            bool((a != b).any())
+            for (a, i), (b, j) in itertools.product(zip(x, p["labels"], strict=True), zip(y, y_labels, strict=True))
+            if i == j
+        )
+        d2 = torch.cdist(x, y).square()
+        same = p["labels"][:, None] == y_labels[None, :]
+        negatives = (0.5 - d2[~same]).relu()
+        expected = d2[same].sum() / nonzero + negatives.sum() / (negatives > 0).sum().clamp(min=1)
+        torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_shape_labels_scale_and_margin(data: st.DataObject) -> None:
+    draw = data.draw
+    p = problem(
+        draw(st.integers(0, 70)),
+        draw(st.integers(0, 70)),
+        draw(st.sampled_from([1, 2, 9, 100])),
+        draw(st.one_of(st.none(), st.integers(0, 70))),
+        draw(st.integers(0, 2**16)),
+        margin=draw(st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 4))),
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+        ignore_index=draw(st.sampled_from([-100, 0])),
+    )
+    if draw(st.booleans()):
+        p["embeddings"] = (p["embeddings"] * 2).round() / 2
+    p["embeddings"] = p["embeddings"] + draw(st.sampled_from([0.0, 0.0, 5.0, 1000.0]))
+    assert_exact(p, draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])))
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_compile_without_a_graph_break(cross: bool) -> None:
+    p = cast(problem(40, 16, ref_rows=30, margin=1.8), torch.bfloat16)
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        ref = (torch.tanh(y), p["ref_labels"]) if cross else (None, None)
+        return mmfast.contrastive_loss(torch.tanh(x), p["labels"], *ref, margin=1.8) / 7
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        x, y = (p[name].clone().requires_grad_() for name in ("embeddings", "ref_emb"))
+        loss = function(x, y)
+        loss.backward()
+        results.append((loss, x.grad, y.grad if cross else None))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_only_the_gradients_asked_for() -> None:
+    p: Problem = problem(50, 20, ref_rows=60, margin=1.8)
+    _, expected = loss_and_gradients(reference.contrastive_loss, p)
+    for wanted in ((True, False), (False, True), (False, False)):
+        leaves = [p[n].clone().requires_grad_(w) for n, w in zip(("embeddings", "ref_emb"), wanted, strict=True)]
+        for dtype in (torch.float64, torch.float32):
+            x, y = (leaf.detach().to(dtype).requires_grad_(leaf.requires_grad) for leaf in leaves)
+            loss = mmfast.contrastive_loss(x, p["labels"], y, p["ref_labels"], margin=1.8)
+            assert loss.requires_grad == any(wanted)
+            if loss.requires_grad:
+                loss.backward()
+            for leaf, gradient in zip((x, y), expected, strict=True):
+                assert (leaf.grad is not None) == leaf.requires_grad
+                if leaf.grad is not None:
+                    torch.testing.assert_close(leaf.grad.double(), gradient, rtol=1e-5, atol=1e-5)
