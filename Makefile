@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 BUILT  := $(VENV)/.built
 
-.PHONY: help demo test test-slow test-native lint bench bench-cpu build clean
+.PHONY: help demo test test-slow test-native audit lint bench bench-cpu build clean
 help:          ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -36,10 +36,14 @@ test: lint     ## lint, types and the unit tests
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: build ## the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 test-native:   ## the engine's own tests: with sanitizers, and emulated for 64-bit Arm where that is installed
 	tests/native/run
+
+audit: build   ## compile the GPU kernels for every architecture, and check what they were compiled to
+	mkdir -p out
+	$(BIN)/python -m mmfast.kernels.audit --out out/audit.md
 
 bench: build   ## measure everything against everything a user would pick instead
 	mkdir -p out
