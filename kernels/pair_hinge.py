@@ -1,6 +1,6 @@
 """The pairwise hinge loss and its gradient on a GPU, as the CPU engine computes it: screen, then sum what is left.
 
-    order by class -> quantise -> screen tiles -> sums by products (dense tiles) and pair by pair -> combine
+    order by class -> quantise -> prune and screen tiles -> sums by products (dense tiles) and pair by pair -> combine
 
 Nothing waits for the GPU: lengths that depend on the data stay there, so that a step can be captured in a CUDA graph.
 Masks are made for a block of pairs at a time, BLOCK_ROWS on either side; all else is O((B + R) D). No kernel adds
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from mmfast.kernels import classes as positives
 from mmfast.kernels.configs import Config, architecture, config_for
+from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import IGNORED, WIDE, Frame, Side, common_frame, make_side, number_classes
 from mmfast.kernels.screen import screen
 from mmfast.kernels.sums import add_digits, add_pairs, add_totals
@@ -132,9 +133,10 @@ def negative_sums(
     y_sums = x_sums if self_form else _sums(y) if y_wanted else None
     loss = x.rows.new_zeros((), dtype=torch.float64)
     active = x.rows.new_zeros((), dtype=torch.int64)
+    near = near_tiles(x, y, frame, margin, config) if min(x.padded, y.padded) >= LEAST_TILES * config.tile_m else None
     for first_row in range(0, x.padded, BLOCK_ROWS):
         for first_column in range(first_row if self_form else 0, y.padded, BLOCK_ROWS):
-            masks = screen_block(x, y, self_form, first_row, first_column, config)
+            masks = screen_block(x, y, self_form, first_row, first_column, near, config)
             own, other = Part(x, first_row, x_sums), Part(y, first_column, y_sums)
             if x.summed:
                 squares = add_dense(
@@ -172,8 +174,25 @@ class Masks(NamedTuple):
     active: Tensor  # (row tiles, column tiles) int32, of the certain pairs
 
 
-def screen_block(x: Side, y: Side, self_form: bool, first_row: int, first_column: int, config: Config) -> Masks:
-    """Screen BLOCK_ROWS rows, or what is left of them, with as many columns."""
+def near_tiles(x: Side, y: Side, frame: Frame, margin: float, config: Config) -> Tensor:
+    """Tell which tiles, of tile_m rows on either side, can hold an active pair: those of which two balls can."""
+    x_balls = make_balls(x, frame, margin, config)
+    y_balls = x_balls if y is x else make_balls(y, frame, margin, config)
+    near = x_balls.crowded[:, None] | y_balls.crowded[None, :]
+    rows, columns = x_balls.side, y_balls.side
+    for first_row in range(0, rows.padded, BLOCK_ROWS):
+        for first_column in range(0, columns.padded, BLOCK_ROWS):
+            words = screen_block(rows, columns, False, first_row, first_column, None, config).doubtful
+            some = words.view(torch.uint8).ne(0).unflatten(0, (-1, RUNS)).any(dim=1)
+            here = near[first_row // RUNS :, first_column // RUNS :][: some.shape[0], : some.shape[1]]
+            here |= some[: here.shape[0], : here.shape[1]]
+    return near
+
+
+def screen_block(
+    x: Side, y: Side, self_form: bool, first_row: int, first_column: int, near: Tensor | None, config: Config
+) -> Masks:
+    """Screen BLOCK_ROWS rows, or what is left of them, with as many columns; of the tiles only those that are near."""
     rows, columns = min(BLOCK_ROWS, x.padded - first_row), min(BLOCK_ROWS, y.padded - first_column)
     row_tiles, column_tiles = rows // config.tile_m, columns // config.tile_n
 
@@ -187,7 +206,11 @@ def screen_block(x: Side, y: Side, self_form: bool, first_row: int, first_column
         zeros(columns, rows // 32),
         zeros(row_tiles, column_tiles),
     )
-    tiles, count = _tiles(row_tiles, column_tiles, self_form and first_row == first_column, config, x.rows.device)
+    if near is not None:
+        near = near[first_row // config.tile_m :, first_column // config.tile_m :][:row_tiles]
+        near = near.repeat_interleave(config.tile_m // config.tile_n, dim=1)[:, :column_tiles]
+    triangle = self_form and first_row == first_column
+    tiles, count = _tiles(row_tiles, column_tiles, triangle, near, config, x.rows.device)
     screen[(tiles.shape[0],)](
         tiles,
         count,
@@ -226,15 +249,15 @@ def _sums(side: Side) -> Tensor:
 
 
 def _tiles(
-    row_tiles: int, column_tiles: int, triangle: bool, config: Config, device: torch.device
+    row_tiles: int, column_tiles: int, triangle: bool, near: Tensor | None, config: Config, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """List the tiles to screen, and say how many these are; the list is as long as if they were all."""
     row, column = torch.meshgrid(
         torch.arange(row_tiles, device=device), torch.arange(column_tiles, device=device), indexing="ij"
     )
-    wanted = torch.ones_like(row, dtype=torch.bool)
+    wanted = torch.ones_like(row, dtype=torch.bool) if near is None else near
     if triangle:
-        wanted = (column + 1) * config.tile_n > row * config.tile_m
+        wanted = wanted & ((column + 1) * config.tile_n > row * config.tile_m)
     wanted = wanted.flatten()
     place = torch.where(wanted, wanted.cumsum(0) - 1, wanted.shape[0])
     index = torch.arange(wanted.shape[0], dtype=torch.int32, device=device)

@@ -99,9 +99,17 @@ def _sample(rows: Tensor, classes: Tensor) -> Tensor:
 
 
 def make_side(
-    rows: Tensor, order: Tensor, classes: Tensor, frame: Frame, margin: float, summed: bool, tile: int, config: Any
+    rows: Tensor,
+    order: Tensor,
+    classes: Tensor,
+    frame: Frame,
+    margin: float,
+    summed: bool,
+    tile: int,
+    config: Any,
+    radii: Tensor | None = None,
 ) -> Side:
-    """Quantise rows that are in class order, for sums by products too if ``summed``."""
+    """Quantise rows that are in class order, for sums by products too if ``summed``; with ``radii`` rows are balls."""
     count, features = rows.shape
     padded = -(-count // tile) * tile
     depth = 64 if features <= 64 else -(-features // 128) * 128
@@ -114,6 +122,7 @@ def make_side(
         classes,
         frame.centre,
         frame.constants,
+        frame.constants if radii is None else radii,
         digits,
         bounds,
         count,
@@ -121,6 +130,7 @@ def make_side(
         padded,
         depth,
         SCREENED=screened,
+        BALLS=radii is not None,
         **options,
     )
     steps = digits.new_empty((WIDE if summed else 0, depth, padded))
@@ -176,6 +186,7 @@ def quantise(
     classes,
     centre,
     constants,
+    radii,  # (count,) float64, in the unit of the rows
     digits,
     bounds,
     count,
@@ -183,6 +194,7 @@ def quantise(
     padded,
     depth,
     SCREENED: tl.constexpr,
+    BALLS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -235,6 +247,10 @@ def quantise(
     slack = 2.0e-14 * tl.sqrt(tl.sum(norm, 1)) + 1e-30
     error = tl.sqrt(tl.sum(residual, 1)) * (1 + 1e-9) + slack
     fine_error = tl.sqrt(tl.sum(fine_residual, 1)) * (1 + 1e-9) + slack
+    if BALLS:
+        radius = tl.load(radii + row, mask=row < count, other=0) * unit
+        error += radius
+        fine_error += radius
     n = scale * scale * tl.sum(squares, 1)
     a, b = limits(n, error, 0.0, margin, 16 * 5.960464477539063e-08)
     fine_a, fine_b = limits(tl.sum(fine_squares, 1), fine_error, tl.sum(rest_squares, 1), margin, 3.814697265625e-06)

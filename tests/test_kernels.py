@@ -117,6 +117,51 @@ def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any
     assert len(seen) == 6 + 2 * 3
 
 
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The tiles of each screen, and how many of them are on its list; tiles are ruled out in small batches too."""
+    counts: list[tuple[int, int]] = []
+    tiles_of = host._tiles
+
+    def remember(*arguments: Any) -> Any:
+        tiles, count = tiles_of(*arguments)
+        counts.append((tiles.shape[0], int(count)))
+        return tiles, count
+
+    monkeypatch.setattr(host, "_tiles", remember)
+    monkeypatch.setattr(host, "LEAST_TILES", 1)
+    return counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ref_rows", [None, 150])
+def test_classes_far_apart_but_for_some_rows(
+    ref_rows: int | None, dtype: torch.dtype, listed: list[tuple[int, int]]
+) -> None:
+    """Whole tiles are ruled out, which must not lose the rows that lie among another class."""
+    p = problem(200, 24, classes=6, ref_rows=ref_rows, margin=1.0)
+    centres = 3 * torch.randn(6, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    p["embeddings"] = centres[p["labels"]] + 0.05 * p["embeddings"]
+    p["embeddings"][::67] = centres[0] + 0.3 * p["embeddings"][::67]
+    if ref_rows:
+        p["ref_emb"] = centres[p["ref_labels"]] + 0.05 * p["ref_emb"]
+    assert_exact(p, dtype)
+    (_, balls), (tiles, screened) = listed
+    assert balls > 0
+    assert screened < tiles * (0.5 if ref_rows is None else 0.6)
+
+
+@pytest.mark.slow
+def test_tiles_of_many_classes_are_not_ruled_out(listed: list[tuple[int, int]]) -> None:
+    """More runs in a tile than there are balls for, beside tiles of one class."""
+    p = problem(190, 12, margin=1.5)
+    p["labels"] = torch.cat([torch.arange(60), torch.full((70,), 60), torch.full((60,), 61)])
+    p["embeddings"][60:130] += 5
+    assert_exact({**p, "margin": 1.5})
+    assert_exact({**p, "margin": 40.0, "ignore_index": 60})
+    assert len(listed) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", list(CONFIGS))
 def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
