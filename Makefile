@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 BUILT  := $(VENV)/.built
 
-.PHONY: help demo test test-slow test-native audit lint bench bench-cpu build clean
+.PHONY: help demo test test-slow test-native audit lint bench bench-cpu bench-gpu build clean
 help:          ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -53,6 +53,9 @@ bench: build   ## measure everything against everything a user would pick instea
 bench-cpu: build ## measure the CPU engine beside the eager idiom and one X @ X.T
 	$(BIN)/python -m benchmarks.interleaved --preset cpu --json out/cpu.json
 	$(BIN)/mmfast bench out/cpu.json
+
+bench-gpu: build ## measure the loss on a GPU beside everything a user would pick there
+	$(BIN)/python -m benchmarks.gpu --json out/gpu.json
 
 clean:         ## remove everything the other targets made
 	rm -rf $(VENV) build dist out *.egg-info mmfast/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache

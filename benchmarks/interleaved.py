@@ -249,6 +249,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def write(path: Path, form: str, machine: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Write what was measured, with the command and the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": form, "command": command_line(), "machine": machine, "results": records}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the cases asked for, print their tables, write the JSON file."""
     args = _parse(arguments)
@@ -266,9 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(record["provider"] == OURS for record in records):
         console.print(summary(records))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "command": command_line(), "machine": machine, "results": records}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write(args.json, FORMAT, machine, records)
         console.print(f"wrote {args.json}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the benchmarks are not installed
 
-from benchmarks import machine
+from benchmarks import gpu, machine
 from benchmarks.data import DENSITIES, EMBEDDINGS_VARIABLE, Problem, exact, make_problem
 from benchmarks.providers import PROVIDERS, UnavailableError, WrongResultError, check, set_up
 from mmfast import reference
@@ -132,3 +133,23 @@ def test_machine_is_described() -> None:
     assert described["threads"] == torch.get_num_threads()
     assert {"cpu", "cores", "tier", "torch", "commit"} <= described.keys()
     assert (machine.dense_flops(10, 3), machine.dense_bytes(10, 3)) == (1800, 1960)
+
+
+def test_the_benchmark_for_gpus_runs_where_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "CONTESTANTS", [p for p in gpu.CONTESTANTS if not p.compiles])
+    monkeypatch.setattr(gpu, "CHUNK_ROWS", 20)
+    path = tmp_path / "gpu.json"
+    case = ["--rows", "65", "--features", "32", "--density", "half", "--dtype", "float32", "bfloat16", "--rounds", "1"]
+    assert gpu.main(["--device", "cpu", *case, "--json", str(path)]) == 0
+    records = json.loads(path.read_text())["results"]
+    names = {"mmfast", "eager", "cdist", "chunked"}
+    assert names <= {record["provider"] for record in records if record["dtype"] == "float32"}
+    assert names - {"cdist"} <= {record["provider"] for record in records if record["dtype"] == "bfloat16"}
+    for record in records:
+        assert record["gradient_error"] < (1e-5 if record["dtype"] == "float32" else 0.1)
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            gpu.main([])
+        assert "torch finds no GPU" in capsys.readouterr().err
