@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from mmfast.kernels import classes as positives
+from mmfast.kernels.choice import products_given
 from mmfast.kernels.configs import Config, architecture, config_for
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import IGNORED, WIDE, Frame, Side, common_frame, make_side, number_classes
@@ -25,6 +26,7 @@ _log = logging.getLogger("mmfast")
 _announced: set[tuple[str, torch.dtype]] = set()
 
 BLOCK_ROWS = 16384  # on either side of a block of pairs, whose four masks take 128 MB
+CHUNK_ROWS = 2048  # against BLOCK_ROWS where products are given, which take 128 MB
 
 
 class Negatives(NamedTuple):
@@ -134,9 +136,11 @@ def negative_sums(
     loss = x.rows.new_zeros((), dtype=torch.float64)
     active = x.rows.new_zeros((), dtype=torch.int64)
     near = near_tiles(x, y, frame, margin, config) if min(x.padded, y.padded) >= LEAST_TILES * config.tile_m else None
-    for first_row in range(0, x.padded, BLOCK_ROWS):
-        for first_column in range(first_row if self_form else 0, y.padded, BLOCK_ROWS):
-            masks = screen_block(x, y, self_form, first_row, first_column, near, config)
+    given = products_given(lambda given: screen_block(x, y, False, 0, 0, None, given, config), x.digits)
+    block_rows = CHUNK_ROWS if given else BLOCK_ROWS
+    for first_row in range(0, x.padded, block_rows):
+        for first_column in range(first_row // BLOCK_ROWS * BLOCK_ROWS if self_form else 0, y.padded, BLOCK_ROWS):
+            masks = screen_block(x, y, self_form, first_row, first_column, near, given, config)
             own, other = Part(x, first_row, x_sums), Part(y, first_column, y_sums)
             if x.summed:
                 squares = add_dense(
@@ -182,7 +186,7 @@ def near_tiles(x: Side, y: Side, frame: Frame, margin: float, config: Config) ->
     rows, columns = x_balls.side, y_balls.side
     for first_row in range(0, rows.padded, BLOCK_ROWS):
         for first_column in range(0, columns.padded, BLOCK_ROWS):
-            words = screen_block(rows, columns, False, first_row, first_column, None, config).doubtful
+            words = screen_block(rows, columns, False, first_row, first_column, None, False, config).doubtful
             some = words.view(torch.uint8).ne(0).unflatten(0, (-1, RUNS)).any(dim=1)
             here = near[first_row // RUNS :, first_column // RUNS :][: some.shape[0], : some.shape[1]]
             here |= some[: here.shape[0], : here.shape[1]]
@@ -190,10 +194,21 @@ def near_tiles(x: Side, y: Side, frame: Frame, margin: float, config: Config) ->
 
 
 def screen_block(
-    x: Side, y: Side, self_form: bool, first_row: int, first_column: int, near: Tensor | None, config: Config
+    x: Side,
+    y: Side,
+    self_form: bool,
+    first_row: int,
+    first_column: int,
+    near: Tensor | None,
+    given: bool,
+    config: Config,
 ) -> Masks:
-    """Screen BLOCK_ROWS rows, or what is left of them, with as many columns; of the tiles only those that are near."""
-    rows, columns = min(BLOCK_ROWS, x.padded - first_row), min(BLOCK_ROWS, y.padded - first_column)
+    """Screen a block of rows, or what is left of them, with BLOCK_ROWS columns; of the tiles only those that are near.
+
+    ``given``: the vendor's library computes the products of the first digits, for the whole block.
+    """
+    rows = min(CHUNK_ROWS if given else BLOCK_ROWS, x.padded - first_row)
+    columns = min(BLOCK_ROWS, y.padded - first_column)
     row_tiles, column_tiles = rows // config.tile_m, columns // config.tile_n
 
     def zeros(*shape: int) -> Tensor:
@@ -209,8 +224,12 @@ def screen_block(
     if near is not None:
         near = near[first_row // config.tile_m :, first_column // config.tile_m :][:row_tiles]
         near = near.repeat_interleave(config.tile_m // config.tile_n, dim=1)[:, :column_tiles]
-    triangle = self_form and first_row == first_column
-    tiles, count = _tiles(row_tiles, column_tiles, triangle, near, config, x.rows.device)
+    behind = first_row - first_column if self_form else None
+    tiles, count = _tiles(row_tiles, column_tiles, behind, near, config, x.rows.device)
+    dots = masks.active
+    if given:
+        own, other = x.digits[0, first_row : first_row + rows], y.digits[0, first_column : first_column + columns]
+        dots = torch._int_mm(own, other.T)
     screen[(tiles.shape[0],)](
         tiles,
         count,
@@ -235,8 +254,10 @@ def screen_block(
         rows,
         columns,
         masks.active,
+        dots,
         SELF=self_form,
         SUMMED=x.summed,
+        GIVEN=given,
         BLOCK_M=config.tile_m,
         BLOCK_N=config.tile_n,
         **config.screen.options(x.depth),
@@ -249,15 +270,19 @@ def _sums(side: Side) -> Tensor:
 
 
 def _tiles(
-    row_tiles: int, column_tiles: int, triangle: bool, near: Tensor | None, config: Config, device: torch.device
+    row_tiles: int, column_tiles: int, behind: int | None, near: Tensor | None, config: Config, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """List the tiles to screen, and say how many these are; the list is as long as if they were all."""
+    """List the tiles to screen, and say how many these are; the list is as long as if they were all.
+
+    In the self form the first row is ``behind`` rows after the first column, and pairs of a row with one before it are
+    left to that one.
+    """
     row, column = torch.meshgrid(
         torch.arange(row_tiles, device=device), torch.arange(column_tiles, device=device), indexing="ij"
     )
     wanted = torch.ones_like(row, dtype=torch.bool) if near is None else near
-    if triangle:
-        wanted = wanted & ((column + 1) * config.tile_n > row * config.tile_m)
+    if behind is not None:
+        wanted = wanted & ((column + 1) * config.tile_n > row * config.tile_m + behind)
     wanted = wanted.flatten()
     place = torch.where(wanted, wanted.cumsum(0) - 1, wanted.shape[0])
     index = torch.arange(wanted.shape[0], dtype=torch.int32, device=device)

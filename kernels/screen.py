@@ -79,8 +79,10 @@ def screen(
     block_rows,
     block_columns,
     active,  # (row tiles, column tiles) int32: how many bits of certain
+    dots,  # (block rows, block columns) int32, the products of the first digits, if GIVEN
     SELF: tl.constexpr,
     SUMMED: tl.constexpr,
+    GIVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -96,7 +98,10 @@ def screen(
     k = tl.arange(0, BLOCK_K)
     x = x_digits + i[:, None] * depth + k[None, :]
     y = y_digits + j[:, None] * depth + k[None, :]
-    dots = products(x, y, depth, BLOCK_M, BLOCK_N, BLOCK_K)
+    if GIVEN:
+        dot = tl.load(dots + row.to(tl.int64)[:, None] * block_columns + column[None, :])
+    else:
+        dot = products(x, y, depth, BLOCK_M, BLOCK_N, BLOCK_K)
 
     x_class = tl.load(x_classes + i, mask=i < x_count, other=_IGNORED)
     y_class = tl.load(y_classes + j, mask=j < y_count, other=_IGNORED)
@@ -106,7 +111,7 @@ def screen(
 
     x_scale = 2 * tl.load(x_bounds + i)
     y_scale = tl.load(y_bounds + j)
-    right = dots.to(tl.float32) * y_scale[None, :] * x_scale[:, None]
+    right = dot.to(tl.float32) * y_scale[None, :] * x_scale[:, None]
     inactive = tl.load(x_bounds + x_padded + i)[:, None] + tl.load(y_bounds + y_padded + j)[None, :] >= right
     candidate = pair & (inactive == 0)
     proved = candidate & (candidate == 0)
@@ -116,7 +121,7 @@ def screen(
             x_fine = x + x_padded.to(tl.int64) * depth
             y_fine = y + y_padded.to(tl.int64) * depth
             crossed = crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M, BLOCK_N, BLOCK_K)
-            both = (dots.to(tl.float32) + crossed.to(tl.float32) * (1.0 / 254)) * y_scale[None, :] * x_scale[:, None]
+            both = (dot.to(tl.float32) + crossed.to(tl.float32) * (1.0 / 254)) * y_scale[None, :] * x_scale[:, None]
             x_fine_bounds = x_bounds + x_padded * 3 + i
             y_fine_bounds = y_bounds + y_padded * 3 + j
             inactive = tl.load(x_fine_bounds)[:, None] + tl.load(y_fine_bounds)[None, :] >= both

@@ -117,6 +117,25 @@ def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any
     assert len(seen) == 6 + 2 * 3
 
 
+@pytest.mark.parametrize("ref_rows", [None, 100])
+def test_products_by_the_vendors_library_give_the_same(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(host, "CHUNK_ROWS", 64)
+    p = cast(problem(150, 24, ref_rows=ref_rows, margin=1.7), torch.float32)
+    results = []
+    for name in ("fused", "chunked"):
+        monkeypatch.setenv("MMFAST_SCREEN", name)
+        results.append(loss_and_gradients(mmfast.contrastive_loss, p))
+    (loss, gradients), (other, others) = results
+    torch.testing.assert_close(loss, other)
+    for ours, theirs in zip(gradients, others, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)  # summed in other blocks
+    assert_exact(p)
+    monkeypatch.setenv("MMFAST_SCREEN", "slow")
+    with pytest.raises(ValueError, match="MMFAST_SCREEN must be one of fused, chunked, got 'slow'"):
+        mmfast.contrastive_loss(**p)
+
+
 @pytest.fixture
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The tiles of each screen, and how many of them are on its list; tiles are ruled out in small batches too."""
