@@ -1,7 +1,12 @@
-"""Block sizes and warps of every kernel by architecture, as `make audit` found them to fit: a table, to be read."""
+"""Block sizes and warps of every kernel by architecture, as `make audit` found them to fit: a table, to be read.
+
+``MMFAST_AUTOTUNE=1`` has Triton measure some others for the two kernels that do the products, at the first call of each
+number of features.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -117,6 +122,30 @@ CONFIGS: dict[str, Config] = {
         combine=Combine(8, 64, 4),
     ),
 }
+
+
+AUTOTUNE_VARIABLE = "MMFAST_AUTOTUNE"
+# BLOCK_K, warps and stages. Both kernels only write, so that they can be run again on what they wrote.
+ALTERNATIVES = {
+    "screen": ((64, 4, 3), (64, 8, 2), (64, 8, 3), (64, 8, 4), (128, 8, 2), (128, 8, 3)),
+    "add_digits": ((32, 8, 4), (64, 4, 3), (64, 8, 2), (64, 8, 3), (64, 8, 4)),
+}
+_tuned: dict[tuple[str, int], Any] = {}
+
+
+def tuned(kernel: Any, options: dict[str, Any], limit: int, keys: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Return the kernel and its options, or one that finds them by measuring; BLOCK_K is at most the limit."""
+    if os.environ.get(AUTOTUNE_VARIABLE) != "1" or triton.knobs.runtime.interpret:
+        return kernel, options
+    name = kernel.__name__
+    if (name, limit) not in _tuned:
+        configs = [
+            triton.Config({"BLOCK_K": block_k}, num_warps=warps, num_stages=stages)
+            for block_k, warps, stages in ALTERNATIVES[name]
+            if block_k <= limit
+        ]
+        _tuned[name, limit] = triton.autotune(configs, key=keys)(kernel)
+    return _tuned[name, limit], {k: v for k, v in options.items() if k not in ("BLOCK_K", "num_warps", "num_stages")}
 
 
 def architecture(x: Tensor) -> str:

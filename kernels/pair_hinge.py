@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from mmfast.kernels import classes as positives
 from mmfast.kernels.choice import products_given
-from mmfast.kernels.configs import Config, architecture, config_for
+from mmfast.kernels.configs import Config, architecture, config_for, tuned
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import IGNORED, WIDE, Frame, Side, common_frame, make_side, number_classes
 from mmfast.kernels.screen import screen
@@ -230,7 +230,8 @@ def screen_block(
     if given:
         own, other = x.digits[0, first_row : first_row + rows], y.digits[0, first_column : first_column + columns]
         dots = torch._int_mm(own, other.T)
-    screen[(tiles.shape[0],)](
+    screen_tiles, options = tuned(screen, config.screen.options(x.depth), x.depth, ["depth", "SELF", "SUMMED", "GIVEN"])
+    screen_tiles[(tiles.shape[0],)](
         tiles,
         count,
         column_tiles,
@@ -260,7 +261,7 @@ def screen_block(
         GIVEN=given,
         BLOCK_M=config.tile_m,
         BLOCK_N=config.tile_n,
-        **config.screen.options(x.depth),
+        **options,
     )
     return masks
 
@@ -299,8 +300,8 @@ def add_dense(
     tile_counts = some.sum(dim=1, dtype=torch.int32)
     rows, depth = words.shape[0], own.side.depth
     totals, pairs = words.new_empty((WIDE, rows, depth)), words.new_empty(rows)
-    options = config.products.options(depth, other_tile)
-    add_digits[(active.shape[0], depth // options["BLOCK_D"], WIDE)](
+    add, options = tuned(add_digits, config.products.options(depth, other_tile), other_tile, ["depth", "TILE"])
+    add[(active.shape[0], depth // options["BLOCK_D"], WIDE)](
         words,
         words.shape[1],
         tile_order,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests import test_pair_hinge as cpu
 from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, problem
 
 pytest.importorskip("triton")
+from mmfast.kernels import configs
 from mmfast.kernels import pair_hinge as host
 from mmfast.kernels.configs import CONFIGS
 from triton.runtime import interpreter
@@ -187,6 +189,27 @@ def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(host, "config_for", lambda _: CONFIGS[architecture])
     assert_exact(problem(140, 300, classes=20, margin=1.9))
     assert_exact(problem(60, 70, classes=20, ref_rows=90, margin=1.7))
+
+
+def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
+    assert configs.tuned(host.screen, options, 64, ["depth"]) == (host.screen, options)
+    monkeypatch.setenv(configs.AUTOTUNE_VARIABLE, "1")
+    monkeypatch.setattr(configs.triton.knobs.runtime, "interpret", False)
+    tuner, rest = configs.tuned(host.screen, options, 64, ["depth"])
+    assert rest == {"enable_fp_fusion": False}
+    assert [c.kwargs["BLOCK_K"] for c in tuner.configs] == [64] * 4
+    assert configs.tuned(host.screen, options, 64, ["depth"])[0] is tuner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["screen", "products"])
+def test_every_alternative_of_the_autotuner(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "screen" if kernel == "screen" else "add_digits"
+    for block_k in sorted({block_k for block_k, _, _ in configs.ALTERNATIVES[name]}):
+        part = getattr(CONFIGS["sm_80"], kernel)._replace(block_k=block_k)
+        monkeypatch.setattr(host, "config_for", mock.Mock(return_value=CONFIGS["sm_80"]._replace(**{kernel: part})))
+        assert_exact(problem(140, 130, classes=20, margin=1.9))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the order of programs is only ours to choose where they are interpreted")
