@@ -28,7 +28,6 @@ def combine(
     other_ends,
     features,
     weights,  # (2,) float64, of positives and of negatives
-    constants,
     sums,  # (., depth) float64
     depth,
     gradient,  # like rows, but in the order of the input
@@ -73,7 +72,7 @@ def combine(
     distance = tl.zeros((BLOCK_D,), tl.float64)
     matches = (other_end - other_begin).to(tl.float64)
     positive = FACTOR * matches * tl.load(weights)
-    negative = FACTOR * tl.load(weights + 1) / tl.load(constants)
+    negative = FACTOR * tl.load(weights + 1)
     for i in range(begin, end, BLOCK_R):
         row = (i + r).to(tl.int64)
         here = (i + r < end)[:, None] & (d < features)[None, :]
@@ -111,7 +110,8 @@ def hash_rows(rows, count, hashes, features, BLOCK_R: tl.constexpr, BLOCK_D: tl.
         here = (row < count)[:, None] & (d < features)
         x = widen(tl.load(rows + row[:, None] * features + d, mask=here, other=0))
         bits = tl.where(x == 0, 0.0, x).to(tl.int64, bitcast=True)
-        mixed = (bits ^ (d.to(tl.int64) + 1)) * -7046029254386353131
+        # A feature's own number spreads over all bits, so that no two features can exchange values unnoticed.
+        mixed = (bits ^ ((d.to(tl.int64) + 1) * -7046029254386353131)) * -7046029254386353131
         mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
         total += tl.where(d < features, mixed ^ (mixed >> 32), 0)
     tl.store(hashes + row, tl.sum(total, 1), mask=row < count)

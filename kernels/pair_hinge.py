@@ -34,7 +34,7 @@ class Negatives(NamedTuple):
 
     loss: Tensor  # () float64
     active: Tensor  # () int64
-    x_sums: Tensor | None  # (N padded, D padded) float64, times the frame's unit; None: not wanted
+    x_sums: Tensor | None  # (N padded, D padded) float64; None: not wanted
     y_sums: Tensor | None  # in the self form None, as x_sums holds both
 
 
@@ -101,9 +101,9 @@ def pair_hinge(
     sides = (x, x_order, x_classes, y, y_classes), (y, y_order, y_classes, x, x_classes)
     x_sums = negatives.x_sums if negatives else None
     y_sums = negatives.y_sums if negatives else None
-    positive = _combine(*sides[0], self_form, x_gradient, x_sums, weights, frame, True, config)
+    positive = _combine(*sides[0], self_form, x_gradient, x_sums, weights, True, config)
     if y_gradient is not None:
-        _combine(*sides[1], self_form, y_gradient, y_sums, weights, frame, False, config)
+        _combine(*sides[1], self_form, y_gradient, y_sums, weights, False, config)
     loss = weights[0] * positive
     if negatives:
         loss = loss + weights[1] * negatives.loss * (2 if self_form else 1)
@@ -379,7 +379,6 @@ def _combine(
     gradient: Tensor | None,
     sums: Tensor | None,
     weights: Tensor,
-    frame: Frame,
     with_loss: bool,
     config: Config,
 ) -> Tensor:
@@ -400,7 +399,6 @@ def _combine(
         ends,
         features,
         weights,
-        frame.constants,
         weights if sums is None else sums,
         0 if sums is None else sums.shape[1],
         weights if gradient is None else gradient,

@@ -83,8 +83,9 @@ def common_frame(sides: list[tuple[Tensor, Tensor]], margin: float) -> Frame:
     """Make the frame of the (rows, classes) given: the median of a sample, and its median deviation as the unit."""
     sample = torch.cat([_sample(rows, classes) for rows, classes in sides]).double()
     # The lower of two medians is one of the values, so that the rows' dtype holds it.
-    centre = sample.median(dim=0).values.nan_to_num()
-    deviation = (sample - centre).abs().amax(dim=1).median()
+    middle = (sample.shape[0] - 1) // 2
+    centre = sample.sort(dim=0).values[middle].nan_to_num()
+    deviation = (sample - centre).abs().amax(dim=1).sort().values[middle]
     lowest, highest = (-120, 80) if sides[0][0].dtype != torch.float64 else (-900, 900)
     exponent = -torch.where(deviation > 0, deviation, 1.0).log2().floor()
     unit = torch.exp2(exponent.nan_to_num(0.0, 0.0, 0.0).clamp(lowest, highest))
@@ -133,6 +134,7 @@ def make_side(
         BALLS=radii is not None,
         **options,
     )
+    summed = summed and screened
     steps = digits.new_empty((WIDE if summed else 0, depth, padded))
     if summed:
         block = 32

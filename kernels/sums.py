@@ -88,9 +88,11 @@ def add_totals(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Add n_i z_i - sum of z_j over the certain pairs of a row to the sums, and its product with z_i to ``dots``.
+    """Add n_i x_i - sum of x_j over the certain pairs of a row to the sums, of which only the x_j are rounded.
 
-    Over all rows, the sum of d_ij^2 is that of these products. Integers stay below 2^53.
+    With w the rounded z and U_i = n_i w_i - sum of w_j, the sum over all pairs of |z_i - z_j|^2 is, but for the squares
+    of the roundings, that of U_i . (2 z_i - w_i) over all rows of both sides: it goes to ``dots``. Integers stay below
+    2^53.
     """
     if tl.load(tile_counts + tl.program_id(0) * BLOCK_R // TILE) == 0:
         return
@@ -100,17 +102,22 @@ def add_totals(
     inside = (own < own_count)[:, None] & (d < features)
     x = tl.load(rows + own[:, None] * features + d, mask=inside, other=0)
     step = tl.load(constants + 2)
-    z = in_steps(deviation(x, tl.load(centre + d, mask=d < features, other=0), tl.load(constants)), step)
-    z = tl.where(inside, z, 0.0)
+    unit = tl.load(constants)
+    count_of = tl.load(pairs + row).to(tl.float64)[:, None]
+    # Rows without such pairs may hold anything.
+    z = deviation(x, tl.load(centre + d, mask=d < features, other=0), unit)
+    z = tl.where(inside & (count_of > 0), z, 0.0)
+    rounded = in_steps(z, step) * step
     others = tl.zeros((BLOCK_R, BLOCK_D), tl.float64)
     for back in tl.static_range(WIDE):
         at = totals + ((WIDE - 1 - back) * count.to(tl.int64) + row)[:, None] * depth + d
         others = others * 256 + tl.load(at, mask=inside, other=0).to(tl.float64)
-    difference = (tl.load(pairs + row).to(tl.float64)[:, None] * z - others) * step
+    difference = count_of * rounded - others * step
     if KEPT:
         target = sums + own[:, None] * depth + d
-        tl.store(target, tl.load(target, mask=inside, other=0) + difference, mask=inside)
-    tl.store(dots + tl.program_id(1) * count.to(tl.int64) + row, tl.sum(difference * (z * step), 1))
+        exact = (difference + count_of * (z - rounded)) / unit
+        tl.store(target, tl.load(target, mask=inside, other=0) + exact, mask=inside)
+    tl.store(dots + tl.program_id(1) * count.to(tl.int64) + row, tl.sum(difference * (2 * z - rounded), 1))
 
 
 @triton.jit
@@ -143,7 +150,6 @@ def add_pairs(
     own = first_row + row
     if own >= own_count:
         return
-    unit = tl.load(constants)
     margin = tl.load(constants + 1)
     block = tl.arange(0, BLOCK_D)
     group = tl.arange(0, GROUPS)
@@ -182,9 +188,10 @@ def add_pairs(
                             x = widen(tl.load(own_rows + own * features + k + block, mask=here, other=0))
                             there = active[:, None] & here[None, :]
                             y = tl.load(other_rows + j[:, None] * features + (k + block)[None, :], mask=there, other=0)
-                            difference = tl.where(there, (x[None, :] - widen(y)) * unit, 0.0)
+                            difference = tl.where(there, x[None, :] - widen(y), 0.0)
                             target = sums + own * depth + k + block
                             tl.store(target, tl.load(target, mask=here, other=0) + tl.sum(difference, 0), mask=here)
+                        tl.debug_barrier()  # the next round's loads may be other threads' than these stores
     if COUNTED:
         tl.store(losses + row, tl.sum(loss, 0))
         tl.store(actives + row, tl.sum(number, 0))

@@ -31,7 +31,8 @@ def _engine(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return _on_cpu(*arguments)
     from mmfast.kernels import pair_hinge as on_gpu  # imports Triton
 
-    return on_gpu.pair_hinge(*arguments)  # type: ignore[no-any-return]
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+        return on_gpu.pair_hinge(*arguments)  # type: ignore[no-any-return]
 
 
 def _on_cpu(

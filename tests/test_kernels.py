@@ -339,6 +339,16 @@ def test_residuals_that_meet_the_bounds_prove_nothing(below: bool, seen: list[An
     assert seen
 
 
+def test_rows_with_values_exchanged_are_not_equal() -> None:
+    """Nor are those whose bits differ by the numbers of their features."""
+    a = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    bits_of_a = a.view(torch.int64)
+    for mask in (0, 1, 2, 3):
+        b = torch.stack([bits_of_a[1] ^ mask, bits_of_a[0] ^ mask]).view(torch.float64)
+        loss = mmfast.contrastive_loss(torch.stack([a, b, a]), torch.zeros(3).long(), reduction="mean_nonzero")
+        assert float(loss) == pytest.approx(2)
+
+
 def test_equal_rows_are_counted_by_value() -> None:
     """-0 equals 0, rows that differ in their last feature do not; both forms."""
     x = torch.zeros(40, 9, dtype=torch.float64)
@@ -366,6 +376,52 @@ def test_equal_rows_are_counted_by_value() -> None:
         negatives = (0.5 - d2[~same]).relu()
         expected = d2[same].sum() / nonzero + negatives.sum() / (negatives > 0).sum().clamp(min=1)
         torch.testing.assert_close(loss, expected)
+
+
+class TestDenseTiles:
+    """Data that only the integers of a tile with many active pairs could spoil."""
+
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 14 + [3] * 40)
+
+    def problem(self, x: torch.Tensor, margin: float) -> Problem:
+        return {"embeddings": x, "labels": self.labels, "ref_emb": None, "ref_labels": None, "margin": margin}
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("ref_rows", [None, 40])
+    def test_an_ignored_row_may_hold_anything(self, value: float, ref_rows: int | None, seen: list[Any]) -> None:
+        p = problem(60, 3, classes=60, ref_rows=ref_rows, margin=3.0, ignore_index=-100)
+        clean = {**p, "embeddings": p["embeddings"][:-1], "labels": p["labels"][:-1]}
+        p["embeddings"][-1], p["labels"][-1] = value, -100
+        loss, gradients = loss_and_gradients(mmfast.contrastive_loss, cast(p, torch.float32))
+        expected, expected_gradients = loss_and_gradients(mmfast.contrastive_loss, cast(clean, torch.float32))
+        assert any(bool(masks.certain.any()) for masks in seen)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients[0][:-1], expected_gradients[0])
+        assert not gradients[0][-1].any()
+
+    def test_pairs_just_within_the_margin(self, seen: list[Any]) -> None:
+        """Their loss is the difference of two numbers 4,096 times as large."""
+        for b in (0.05, 0.07, 0.31):
+            near = float(torch.tensor(b))
+            x = torch.tensor([-1.0] * 40 + [0.0] * 20 + [near] * 14 + [1.0] * 40, dtype=torch.float64)[:, None]
+            assert_exact(self.problem(x, near**2 * (1 + 2**-12)))
+        assert all(bool(masks.certain.any()) for masks in seen)
+
+    def test_rows_half_a_step_apart(self) -> None:
+        margin = 0.005
+        step = 2**-22 * (margin / 2) ** 0.5
+        x = torch.zeros(114, 2, dtype=torch.float64)
+        x[:40, 1], x[74:, 1] = -1, 1
+        x[40:60, 0], x[60:74, 0], x[60:74, 1] = 12345.49 * step, 12345.51 * step, 0.03
+        assert_exact(self.problem(x, margin))
+
+
+def test_sums_of_float64_at_the_ends_of_its_range() -> None:
+    cases = [([0, 1e-280, -1e-280, 2e-280, -2e-280, 1e60], 1e130), ([0, 1e-60, 1e280, -1e280, 2e280, -2e280], 1e-100)]
+    for values, margin in cases:
+        x = torch.tensor(values, dtype=torch.float64)[:, None]
+        p = {"embeddings": x, "labels": torch.arange(6), "ref_emb": None, "ref_labels": None, "margin": margin}
+        assert_exact(p, torch.float64)
 
 
 @pytest.mark.slow
