@@ -99,7 +99,7 @@ class Config(NamedTuple):
     combine: Combine
 
 
-_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 256, 256, 4), "combine": Combine(16, 128, 4)}
+_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 256, 256, 4), "combine": Combine(8, 128, 4)}
 CONFIGS: dict[str, Config] = {
     "sm_80": Config(128, 64, screen=Screen(64, 8, 3), products=Products(256, 64, 8, 3), **_COMMON),
     "sm_90": Config(128, 64, screen=Screen(128, 8, 3), products=Products(256, 64, 8, 3), **_COMMON),
