@@ -96,7 +96,7 @@ def record(architecture: str) -> list[Launch]:
     """Return the launches of both forms in every dtype, each once."""
     launches: dict[Launch, None] = {}
     with _recorder(launches), mock.patch.object(host, "config_for", return_value=CONFIGS[architecture]):
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):  # float16 is as bfloat16
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):  # float16 differs in its conversion
             x, labels = torch.zeros(ROWS, FEATURES, dtype=dtype), torch.arange(ROWS)
             for given in (False, True):
                 with mock.patch.object(host, "products_given", return_value=given):
@@ -177,6 +177,8 @@ def inspect(architecture: str, launch: Launch) -> Finding:
         failures.append("local memory is accessed")
     if launch.name in PRODUCTS and not products and ("GIVEN", True) not in launch.constants:
         failures.append("no tensor-core instruction in an inner loop")
+    if launch.name in PRODUCTS and products and not loads:
+        failures.append("no load was recognised in the loop of products")
     if launch.name in PRODUCTS and any(size < 4 for size in loads):
         failures.append("the loop of products loads single bytes")
     described = ", ".join(f"{count} × {size}" for size, count in sorted(loads.items(), reverse=True))
@@ -187,7 +189,7 @@ def inspect(architecture: str, launch: Launch) -> Finding:
 TENSOR_CORES = re.compile(r"^\s*(?:@\S+\s+)?(mma\.sync|wgmma\.mma_async|tcgen05\.mma\.|v_mfma_)", re.MULTILINE)
 _LABEL = re.compile(r"^(\$?\.?L[\w$]+):", re.MULTILINE)
 _LOAD = re.compile(
-    r"ld\.global(?:\.\w+)*?(?:\.v(?P<vector>\d))?\.[bfsu](?P<bits>\d+)"
+    r"ld\.global(?:[.:]+\w+)*?(?:\.v(?P<vector>\d))?\.[bfsu](?P<bits>\d+)"
     r"|cp\.async\.c[ag]\.shared\.global[^;]*?, *(?:0x)?(?P<bytes>\w+)[,;\s]"
     r"|(?:global|buffer)_load_(?P<amd>ubyte|sbyte|ushort|short_d16|dwordx4|dwordx3|dwordx2|dword)"
 )

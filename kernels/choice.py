@@ -1,7 +1,8 @@
 """Who computes the screen's products: the screen itself, tile by tile, or the vendor's library, for a block at a time.
 
-The results are the same integers, so that only time decides. On a GPU both are measured once for each number of
-features and kept; ``MMFAST_SCREEN=fused|chunked`` chooses without.
+The products are the same integers, but the blocks are not, and so neither are the last bits of float64 sums over them.
+On a GPU the first batch of LEAST_ROWS rows measures both, which waits for the GPU once for each number of features, and
+the choice is kept; ``MMFAST_SCREEN=fused|chunked`` chooses without. A graph captured before that is fused.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def combine(
         mean += tl.sum(tl.where(here, y - origin[None, :], 0.0), 0)
     mean = mean / tl.maximum(other_end - other_begin, 1).to(tl.float64)
     spread = tl.zeros((BLOCK_D,), tl.float64)
-    if LOSS:
+    if LOSS and FACTOR == 2:  # in the self form it is the distance below
         for j in range(other_begin, other_end, BLOCK_R):
             here = (j + r < other_end)[:, None] & (d < features)[None, :]
             y = widen(tl.load(others + (j + r).to(tl.int64)[:, None] * features + d[None, :], mask=here, other=0))
@@ -90,6 +90,8 @@ def combine(
             tl.store(at, value.to(gradient.dtype.element_ty), mask=here)
     if LOSS:
         size = (end - begin).to(tl.float64)
+        if FACTOR == 4:
+            spread = distance
         total = tl.where(matches > 0, matches * tl.sum(distance, 0) + size * tl.sum(spread, 0), 0.0)
         tl.store(losses + tl.program_id(1).to(tl.int64) * count + begin, total)
 

@@ -149,13 +149,13 @@ def tuned(kernel: Any, options: dict[str, Any], limit: int, keys: list[str]) -> 
 
 
 def architecture(x: Tensor) -> str:
-    """Name the row of the table that holds for a tensor: its own, or that of the newest older architecture."""
+    """Name the row of the table that holds for a tensor."""
     if x.device.type == "cpu":
         return "interpreter"
     if torch.version.hip:
         return "gfx942"
-    major, _ = torch.cuda.get_device_capability(x.device)
-    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
+    capability = torch.cuda.get_device_capability(x.device)
+    return {(10, 0): "sm_100", (9, 0): "sm_90"}.get(capability, "sm_80")  # others multiply as sm_80 does
 
 
 def config_for(x: Tensor) -> Config:

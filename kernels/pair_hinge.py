@@ -4,7 +4,8 @@
 
 Nothing waits for the GPU: lengths that depend on the data stay there, so that a step can be captured in a CUDA graph.
 Masks are made for a block of pairs at a time, BLOCK_ROWS on either side; all else is O((B + R) D). No kernel adds
-floats atomically, and each row is added to by one program in a fixed order: the same input gives the same bits.
+floats atomically, and each row is added to by one program in a fixed order: the same input gives the same bits, given
+who computes the products (choice.py), which decides how pairs are grouped.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def pair_hinge(
     x, x_order, x_classes = _in_class_order(x, x_numbers)
     y, y_order, y_classes = (x, x_order, x_classes) if y is None else _in_class_order(y, y_numbers)
     self_form = y is x
-    finite = _finite(x, x_classes) & _finite(y, y_classes)
+    finite = _finite(x, x_classes) if self_form else _finite(x, x_classes) & _finite(y, y_classes)
     # Where the result is NaN in any case, no pair is looked at.
     screened = [torch.where(finite, c, IGNORED) for c in ((x_classes,) if self_form else (x_classes, y_classes))]
     frame = common_frame([(x, screened[0])] if self_form else [(x, screened[0]), (y, screened[1])], margin)

@@ -1,7 +1,8 @@
 """What a step should take at least, from its operations and bytes: a prediction, not a measurement.
 
 Each stage takes the longer of its arithmetic at the peak of the unit that does it and its traffic at the memory's peak;
-stages follow one another. No program reaches every peak, ours and PyTorch's alike, so that ratios mean more than times.
+stages follow one another. Launches, what a kernel does beside its products, and classes too few to fill the GPU are
+left out: no program comes near all its peaks, and ours has further to go than products by the vendor's library.
 
     python -m mmfast.kernels.roofline > roofline.md
 """
@@ -12,6 +13,7 @@ import sys
 from typing import NamedTuple
 
 from mmfast.kernels.rows import WIDE
+from mmfast.kernels.screen import DENSE
 
 
 class Gpu(NamedTuple):
@@ -60,7 +62,6 @@ class Step(NamedTuple):
         return float(self.rows) ** 2
 
 
-DENSE = 1 / 64  # as screen.DENSE
 DOUBT = 0.001  # of the pairs: what the screen leaves open beside the active ones, as on unit rows
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 IGNORED = 2**31 - 1  # the class of rows that take no part; it sorts behind all others
 WIDE = 4  # digits of a row in steps
+TURNED = 32  # rows and features that are exchanged at a time; divides every tile and depth
 SAMPLE = 128  # rows of a side that the frame is made from
 MAX_SCREENED_FEATURES = 65536  # integer sums stay below 2^31
 LEAST_SCREENED_MARGIN = 1e-290
@@ -137,9 +138,19 @@ def make_side(
     summed = summed and screened
     steps = digits.new_empty((WIDE if summed else 0, depth, padded))
     if summed:
-        block = 32
-        make_steps[(padded // block, depth // block)](
-            rows, frame.centre, frame.constants, bounds, steps, count, features, padded, depth, BLOCK=block, num_warps=4
+        make_steps[(padded // TURNED, depth // TURNED)](
+            rows,
+            frame.centre,
+            frame.constants,
+            bounds,
+            steps,
+            count,
+            features,
+            padded,
+            depth,
+            BLOCK=TURNED,
+            num_warps=4,
+            enable_fp_fusion=False,
         )
     return Side(rows, order, classes, digits, bounds, steps)
 

@@ -114,9 +114,15 @@ def screen(
     right = dot.to(tl.float32) * y_scale[None, :] * x_scale[:, None]
     inactive = tl.load(x_bounds + x_padded + i)[:, None] + tl.load(y_bounds + y_padded + j)[None, :] >= right
     candidate = pair & (inactive == 0)
-    proved = candidate & (candidate == 0)
-    if SUMMED:
-        count = tl.sum(tl.sum(candidate.to(tl.int32), 1), 0)
+    count = tl.sum(tl.sum(candidate.to(tl.int32), 1), 0)
+    if count == 0:  # the masks are zeros already
+        return
+
+    word = (tile % column_tiles) * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
+    at = row.to(tl.int64)[:, None] * (block_columns // 32) + word[None, :]
+    turned_word = (tile // column_tiles) * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
+    turned = turned_word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
+    if SUMMED:  # noqa: SIM102 (one is decided by the compiler, the other on the GPU)
         if count >= BLOCK_M * BLOCK_N * _DENSE:
             x_fine = x + x_padded.to(tl.int64) * depth
             y_fine = y + y_padded.to(tl.int64) * depth
@@ -128,16 +134,9 @@ def screen(
             candidate = candidate & (inactive == 0)
             active_bound = tl.load(x_fine_bounds + x_padded)[:, None] + tl.load(y_fine_bounds + y_padded)[None, :]
             proved = candidate & (active_bound < both)
-    doubt = candidate & (proved == 0)
-
-    row64 = row.to(tl.int64)
-    word = (tile % column_tiles) * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
-    at = row64[:, None] * (block_columns // 32) + word[None, :]
-    turned_word = (tile // column_tiles) * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
-    turned = turned_word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
-    tl.store(doubtful + at, pack_columns(doubt))
-    tl.store(doubtful_turned + turned, pack_rows(doubt))
-    if SUMMED:
-        tl.store(certain + at, pack_columns(proved))
-        tl.store(certain_turned + turned, pack_rows(proved))
-        tl.store(active + tile, tl.sum(tl.sum(proved.to(tl.int32), 1), 0))
+            candidate = candidate & (proved == 0)
+            tl.store(certain + at, pack_columns(proved))
+            tl.store(certain_turned + turned, pack_rows(proved))
+            tl.store(active + tile, tl.sum(tl.sum(proved.to(tl.int32), 1), 0))
+    tl.store(doubtful + at, pack_columns(candidate))
+    tl.store(doubtful_turned + turned, pack_rows(candidate))

@@ -65,7 +65,8 @@ def contrastive_loss(
     Notes
     -----
     Time: O(B D) for the positives, and for the negatives one product in 8-bit integers that rules out almost all pairs,
-    plus O(D) for each pair that it cannot rule out. Memory: O((B + R) D), a few bytes per input element. The gradient
+    plus O(D) for each pair that it cannot rule out. Memory: O((B + R) D), a few bytes per input element, on a GPU some
+    25 and a quarter of a gigabyte. The gradient
     is computed together with the loss. Results do not depend on the number of threads.
 
     Tensors on a CUDA or ROCm device are computed there by the Triton kernels of :mod:`mmfast.kernels`; see

@@ -98,3 +98,35 @@ def test_the_audit_passes_what_is_fit_and_names_what_is_not() -> None:
     assert "sm_90 screen" in failed.stderr
     assert "spilled" in failed.stderr
     assert "TRITON_INTERPRET is set" in run(*audit, TRITON_INTERPRET="1").stderr
+
+
+def test_the_audit_reads_loops_and_loads() -> None:
+    """Of NVIDIA's text and of AMD's; an outer loop is not an inner one, and code between loops is in none."""
+    pytest.importorskip("triton")
+    from mmfast.kernels import audit
+
+    ptx = """
+$L__BB0_1:
+	ld.global.b8 %rs1, [%rd1];
+$L__BB0_2:
+	@%p1 ld.global.L1::evict_last.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd2 + 0 ];
+	cp.async.cg.shared.global [ %r5 + 0 ], [ %rd3 + 0 ], 0x10, %r6;
+	mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 { %r7 };
+	@%p2 bra $L__BB0_2;
+	@%p3 bra $L__BB0_1;
+	ld.global.b16 %rs2, [%rd4];
+"""
+    (loop,) = audit.inner_loops(ptx)
+    assert audit._loads(loop) == {16: 2}
+    assert len(audit.TENSOR_CORES.findall(loop)) == 1
+    assert audit._loads(ptx) == {1: 1, 2: 1, 16: 2}
+    amd = """
+.LBB0_1:
+	global_load_dwordx4 v[0:3], v4, s[0:1]
+	global_load_ubyte v5, v4, s[0:1]
+	v_mfma_i32_32x32x16_i8 a[0:15], v[0:1], v[2:3], a[0:15]
+	s_cbranch_scc1 .LBB0_1
+"""
+    (loop,) = audit.inner_loops(amd)
+    assert audit._loads(loop) == {16: 1, 1: 1}
+    assert len(audit.TENSOR_CORES.findall(loop)) == 1

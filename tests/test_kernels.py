@@ -1,7 +1,6 @@
-"""The Triton kernels: on a GPU where there is one, else interpreted on tensors of the CPU.
+"""The Triton kernels, interpreted on tensors of the CPU: some tests are the CPU engine's, the others theirs alone.
 
-The tests of the loss itself are those of the CPU engine, with the kernels under the public function; what follows is of
-the kernels alone. On a GPU the same file runs compiled.
+On a GPU `make bench-gpu` compares what is compiled with float64 before it times it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from triton.runtime import interpreter
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 REDUCTIONS = cpu.REDUCTIONS
-INTERPRETED = not torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +59,7 @@ def test_both_forms(ref_rows: int | None, dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(("rows", "features"), [(64, 64), (65, 63), (37, 19), (1, 16), (0, 16), (5, 0), (130, 1)])
+@pytest.mark.parametrize(("rows", "features"), [(65, 63), (1, 16), (0, 16), (5, 0), (130, 1)])
 @pytest.mark.parametrize("ref_rows", [None, 0, 33])
 def test_every_shape(rows: int, features: int, ref_rows: int | None, reduction: str) -> None:
     for margin, dtype in ((1.9, torch.float32), (0.5, torch.float64)):
@@ -93,7 +91,6 @@ class TestAdversarial:
     test_scales = theirs.test_scales
     test_scales_of_float64 = theirs.test_scales_of_float64
     test_what_overflows_is_infinite_as_in_pytorch = theirs.test_what_overflows_is_infinite_as_in_pytorch
-    test_an_outlier_costs_the_other_rows_nothing = theirs.test_an_outlier_costs_the_other_rows_nothing
     test_dense_units_beside_an_outlier = theirs.test_dense_units_beside_an_outlier
     test_a_margin_near_the_largest_float = theirs.test_a_margin_near_the_largest_float
     test_denormals = theirs.test_denormals
@@ -162,8 +159,9 @@ def test_classes_far_apart_but_for_some_rows(
     """Whole tiles are ruled out, which must not lose the rows that lie among another class."""
     p = problem(200, 24, classes=6, ref_rows=ref_rows, margin=1.0)
     centres = 3 * torch.randn(6, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    p["embeddings"] = centres[p["labels"]] + 0.05 * p["embeddings"]
-    p["embeddings"][::67] = centres[0] + 0.3 * p["embeddings"][::67]
+    noise = p["embeddings"]
+    p["embeddings"] = centres[p["labels"]] + 0.05 * noise
+    p["embeddings"][::67] = centres[0] + 0.3 * noise[::67]
     if ref_rows:
         p["ref_emb"] = centres[p["ref_labels"]] + 0.05 * p["ref_emb"]
     assert_exact(p, dtype)
@@ -187,6 +185,7 @@ def test_tiles_of_many_classes_are_not_ruled_out(listed: list[tuple[int, int]]) 
 @pytest.mark.parametrize("architecture", list(CONFIGS))
 def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "config_for", lambda _: CONFIGS[architecture])
+    monkeypatch.setattr(host, "LEAST_TILES", 1)
     assert_exact(problem(140, 300, classes=20, margin=1.9))
     assert_exact(problem(60, 70, classes=20, ref_rows=90, margin=1.7))
 
@@ -212,7 +211,6 @@ def test_every_alternative_of_the_autotuner(kernel: str, monkeypatch: pytest.Mon
         assert_exact(problem(140, 130, classes=20, margin=1.9))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the order of programs is only ours to choose where they are interpreted")
 @pytest.mark.parametrize("ref_rows", [None, 70])
 def test_the_order_of_programs_changes_no_bit(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     p = cast(problem(110, 80, ref_rows=ref_rows, margin=1.7, reduction="mean_nonzero"), torch.float32)
@@ -240,7 +238,7 @@ GUARD = 512  # elements before and behind a tensor
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
-    """All memory that the kernels are given lies between NaNs, or numbers as odd, which must stay as they are."""
+    """The rows, and what is allocated beside them, lie between NaNs, or numbers as odd, which must stay as they are."""
     allocated: list[torch.Tensor] = []
 
     def guards(whole: torch.Tensor) -> torch.Tensor:
@@ -277,7 +275,6 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
         assert bool(odd.all()), f"written beyond {whole.numel() - 2 * GUARD} elements of {whole.dtype}"
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="interpreted, memory can be laid out at will")
 @pytest.mark.parametrize("ref_rows", [None, 41])
 @pytest.mark.parametrize(("rows", "features"), [(67, 45), (33, 64), (5, 1)])
 def test_nothing_beyond_a_tensor_is_read_or_written(
