@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.data import DENSITIES, Problem, exact, make_problem
-from benchmarks.interleaved import PLAIN_WIDTH, Contestant, run_rounds, write
+from benchmarks.interleaved import Contestant, make_console, measure_all, run_rounds, write
 from benchmarks.machine import describe
 from benchmarks.providers import PROVIDERS, Loss, Provider, Step, UnavailableError, check, set_up
 
@@ -184,16 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = CASES
     if args.rows:
         cases = [Case(b, d, s, t) for t in args.dtype for s in args.density for d in args.features for b in args.rows]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+    console = make_console()
     machine = describe() | {"gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none"}
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
-    records: list[dict[str, Any]] = []
-    for case in cases:
-        found = measure(case, device, args.rounds, console)
-        console.print(table(found))
-        records += found
+    records = measure_all(console, machine, cases, lambda case: measure(case, device, args.rounds, console), table)
     if args.json:
         write(args.json, FORMAT, machine, records)
         console.print(f"wrote {args.json}")

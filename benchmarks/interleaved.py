@@ -17,9 +17,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -82,6 +82,9 @@ CPU = [
 ]
 PRESETS = {"readme": README, "cpu": CPU}
 YARDSTICK_MAX_ROWS = 32768  # 4 GB
+
+
+CaseT = TypeVar("CaseT")
 
 
 class Contestant(NamedTuple):
@@ -249,6 +252,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def make_console() -> Console:
+    """Return a console that cuts no columns off where the output is a pipe or a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def measure_all(
+    console: Console,
+    machine: dict[str, Any],
+    cases: Sequence[CaseT],
+    measure_one: Callable[[CaseT], list[dict[str, Any]]],
+    table_of: Callable[[Sequence[dict[str, Any]]], Table],
+) -> list[dict[str, Any]]:
+    """Measure case by case, printing each one's table; return all records."""
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
+    records: list[dict[str, Any]] = []
+    for case in cases:
+        found = measure_one(case)
+        console.print(table_of(found))
+        records += found
+    return records
+
+
 def write(path: Path, form: str, machine: dict[str, Any], records: list[dict[str, Any]]) -> None:
     """Write what was measured, with the command and the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,16 +286,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the cases asked for, print their tables, write the JSON file."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file is no reason to cut columns off
-        console = Console(width=PLAIN_WIDTH)
-    machine = describe()
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
-    records: list[dict[str, Any]] = []
-    for case in args.cases:
-        found = measure(case, args.rounds, case.memory and not args.no_memory, console)
-        console.print(table(found))
-        records += found
+    console, machine = make_console(), describe()
+
+    def measure_one(case: Case) -> list[dict[str, Any]]:
+        return measure(case, args.rounds, case.memory and not args.no_memory, console)
+
+    records = measure_all(console, machine, args.cases, measure_one, table)
     if any(record["provider"] == OURS for record in records):
         console.print(summary(records))
     if args.json:
