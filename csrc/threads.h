@@ -17,8 +17,8 @@ inline int thread_number() {
 #endif
 }
 
-// Rounds to nearest and keeps denormals while it lives, whatever the caller has set for its thread (as
-// torch.set_flush_denormal does), and the threads of the pool have from wherever they were started.
+// Rounds to nearest and keeps denormals while it lives, whatever the caller has set for its thread, as
+// torch.set_flush_denormal does, or a thread of the pool was started with.
 class DefaultArithmetic {
  public:
   DefaultArithmetic() {

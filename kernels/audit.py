@@ -23,11 +23,13 @@ from unittest import mock
 
 import torch
 import triton
-from mmfast.kernels import pair_hinge as host
-from mmfast.kernels.configs import CONFIGS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from mmfast.kernels import negatives
+from mmfast.kernels import pair_hinge as host
+from mmfast.kernels.configs import CONFIGS
 
 ROWS, FEATURES = 4096, 512  # of the recorded calls: blocks are as large as they get from 512 features on
 TYPES = {
@@ -99,7 +101,7 @@ def record(architecture: str) -> list[Launch]:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):  # float16 differs in its conversion
             x, labels = torch.zeros(ROWS, FEATURES, dtype=dtype), torch.arange(ROWS)
             for given in (False, True):
-                with mock.patch.object(host, "products_given", return_value=given):
+                with mock.patch.object(negatives, "products_given", return_value=given):
                     host.pair_hinge(x, labels, None, None, 1.0, "mean_nonzero", -100, True, False)
                     host.pair_hinge(x, labels, x, labels, 1.0, "sum", -100, True, False)
     return list(launches)

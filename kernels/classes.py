@@ -5,13 +5,14 @@ The formulas are those of ``csrc/classes.h``. Rows are in class order, so that a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
-from mmfast.kernels.rows import IGNORED, widen
 from torch import Tensor
+
+from mmfast.kernels.configs import Config, Rows
+from mmfast.kernels.frame import IGNORED
+from mmfast.kernels.rows import widen
 
 _IGNORED: tl.constexpr = tl.constexpr(IGNORED)
 
@@ -102,6 +103,50 @@ def class_ranges(classes: Tensor, other_classes: Tensor) -> tuple[Tensor, Tensor
     return begins, torch.searchsorted(other_classes, classes, right=True)
 
 
+def positive_sum_and_gradient(
+    rows: Tensor,
+    order: Tensor,
+    classes: Tensor,
+    others: Tensor,
+    other_classes: Tensor,
+    self_form: bool,
+    gradient: Tensor | None,
+    sums: Tensor | None,
+    weights: Tensor,
+    with_loss: bool,
+    config: Config,
+) -> Tensor:
+    """Write the gradient of one side; return the sum of the squared distances of the positive pairs."""
+    count, features = rows.shape
+    options = config.combine.options(features)
+    slices = -(-features // options["BLOCK_D"])
+    losses = weights.new_zeros((slices, count) if with_loss else (1,))
+    begins, ends = class_ranges(classes, other_classes)
+    own_ends = ends if self_form else torch.searchsorted(classes, classes, right=True)
+    combine[(count, slices)](
+        rows,
+        order,
+        classes,
+        own_ends,
+        count,
+        others,
+        begins,
+        ends,
+        features,
+        weights,
+        weights if sums is None else sums,
+        0 if sums is None else sums.shape[1],
+        weights if gradient is None else gradient,
+        losses,
+        FACTOR=4 if self_form else 2,
+        GRADIENT=gradient is not None,
+        SUMS=sums is not None,
+        LOSS=with_loss,
+        **options,
+    )
+    return losses.sum()
+
+
 @triton.jit
 def hash_rows(rows, count, hashes, features, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
     """A hash of 64 bits for each row, the same for equal rows; -0 equals 0."""
@@ -134,7 +179,7 @@ def differ_from_previous(rows, count, order, classes, differs, features, BLOCK_R
     tl.store(differs + place, different, mask=place < count)
 
 
-def count_equal_pairs(rows: Tensor, classes: Tensor, first_other: int, config: Any) -> Tensor:
+def count_equal_pairs(rows: Tensor, classes: Tensor, first_other: int, config: Rows) -> Tensor:
     """Ordered pairs of equal rows of a class: of all rows, or of those before ``first_other`` with those from there on.
 
     Equal rows become neighbours in the order of their hashes, and neighbours are compared value by value. Only rows

@@ -37,8 +37,8 @@ class Screen(NamedTuple):
         return {
             "BLOCK_K": min(self.block_k, depth),
             "num_warps": self.num_warps,
-            **LAUNCH,
             "num_stages": self.num_stages,
+            **LAUNCH,
         }
 
 

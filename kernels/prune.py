@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from mmfast.kernels.configs import Config
-from mmfast.kernels.rows import IGNORED, Frame, Side, make_side, widen
 from torch import Tensor
+
+from mmfast.kernels.configs import Config
+from mmfast.kernels.frame import IGNORED, Frame
+from mmfast.kernels.rows import Side, make_side, widen
 
 RUNS = 8  # of a tile; the bits of a byte of a mask
 LEAST_TILES = 8  # with fewer tiles of rows there is little to rule out
@@ -46,7 +48,7 @@ def make_balls(side: Side, frame: Frame, margin: float, config: Config) -> Balls
     ball_radii[(tiles * RUNS,)](*arguments, radii, **options)
     last = torch.arange(1, tiles + 1, device=row.device) * tile - 1
     crowded = run[last.clamp(max=count - 1)] >= RUNS
-    return Balls(make_side(centres, number, classes, frame, margin, False, tile, config.rows, radii), crowded)
+    return Balls(make_side(centres, classes, frame, margin, False, tile, config.rows, radii), crowded)
 
 
 @triton.jit

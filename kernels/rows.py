@@ -27,10 +27,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-IGNORED = 2**31 - 1  # the class of rows that take no part; it sorts behind all others
+from mmfast.kernels.frame import IGNORED, Frame
+
 WIDE = 4  # digits of a row in steps
 TURNED = 32  # rows and features that are exchanged at a time; divides every tile and depth
-SAMPLE = 128  # rows of a side that the frame is made from
 MAX_SCREENED_FEATURES = 65536  # integer sums stay below 2^31
 LEAST_SCREENED_MARGIN = 1e-290
 
@@ -42,7 +42,6 @@ class Side(NamedTuple):
     """One side of the comparison, in class order; what is padded is beyond the last row and the last feature."""
 
     rows: Tensor  # (N, D) in the input's dtype
-    order: Tensor  # (N,) int64, where each row was
     classes: Tensor  # (N,) int32, ascending, the same numbers on both sides
     digits: Tensor  # (2, N padded, D padded) int8
     bounds: Tensor  # (5, N padded) float32: s, a and b of one digit, a and b of two
@@ -61,48 +60,8 @@ class Side(NamedTuple):
         return self.steps.shape[0] > 0
 
 
-class Frame(NamedTuple):
-    """What both sides are measured in; any is right, one that fits most rows screens best."""
-
-    centre: Tensor  # (D,) float64, of values that the rows' dtype holds
-    constants: Tensor  # (3,) float64: unit, margin and step
-
-
-def number_classes(x_labels: Tensor, y_labels: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Number the labels of both sides alike, from 0 on; in the self form both results are one tensor."""
-    labels = x_labels if y_labels is None else torch.cat([x_labels, y_labels])
-    ordered, order = labels.sort(stable=True)
-    numbers = torch.zeros_like(ordered, dtype=torch.int32)
-    torch.cumsum(ordered[1:] != ordered[:-1], dim=0, dtype=torch.int32, out=numbers[1:])
-    classes = torch.empty_like(numbers).scatter_(0, order, numbers)
-    classes = torch.where(labels == ignore_index, IGNORED, classes)
-    x_classes = classes[: x_labels.shape[0]]
-    return x_classes, x_classes if y_labels is None else classes[x_labels.shape[0] :]
-
-
-def common_frame(sides: list[tuple[Tensor, Tensor]], margin: float) -> Frame:
-    """Make the frame of the (rows, classes) given: the median of a sample, and its median deviation as the unit."""
-    sample = torch.cat([_sample(rows, classes) for rows, classes in sides]).double()
-    # The lower of two medians is one of the values, so that the rows' dtype holds it.
-    middle = (sample.shape[0] - 1) // 2
-    centre = sample.sort(dim=0).values[middle].nan_to_num()
-    deviation = (sample - centre).abs().amax(dim=1).sort().values[middle]
-    lowest, highest = (-120, 80) if sides[0][0].dtype != torch.float64 else (-900, 900)
-    exponent = -torch.where(deviation > 0, deviation, 1.0).log2().floor()
-    unit = torch.exp2(exponent.nan_to_num(0.0, 0.0, 0.0).clamp(lowest, highest))
-    largest = torch.clamp(256 * (margin / sample.shape[1]) ** 0.5 * unit, max=16.0)
-    return Frame(centre, torch.stack([unit, torch.full_like(unit, margin), largest * 2.0**-30]))
-
-
-def _sample(rows: Tensor, classes: Tensor) -> Tensor:
-    taking_part = (classes != IGNORED).sum()
-    index = torch.arange(SAMPLE, device=rows.device) * taking_part // SAMPLE
-    return rows[index.clamp(max=max(rows.shape[0] - 1, 0))]
-
-
 def make_side(
     rows: Tensor,
-    order: Tensor,
     classes: Tensor,
     frame: Frame,
     margin: float,
@@ -152,7 +111,7 @@ def make_side(
             num_warps=4,
             enable_fp_fusion=False,
         )
-    return Side(rows, order, classes, digits, bounds, steps)
+    return Side(rows, classes, digits, bounds, steps)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from mmfast.kernels.rows import IGNORED
+
+from mmfast.kernels.frame import IGNORED
 
 # Candidates of a tile, of all its pairs, from which sums by products take less time than sums pair by pair.
 DENSE = 1 / 64

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from mmfast.kernels.rows import deviation, in_steps, widen
 
 

@@ -21,10 +21,11 @@ from tests import test_pair_hinge as cpu
 from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, problem
 
 pytest.importorskip("triton")
-from mmfast.kernels import configs
+from triton.runtime import interpreter
+
+from mmfast.kernels import configs, negatives
 from mmfast.kernels import pair_hinge as host
 from mmfast.kernels.configs import CONFIGS
-from triton.runtime import interpreter
 
 # Interpreted, arithmetic is NumPy's, which warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -41,13 +42,13 @@ def _kernels(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The masks of every block of pairs that is screened."""
     masks: list[Any] = []
-    screen_block = host.screen_block
+    screen_block = negatives.screen_block
 
     def remember(*arguments: Any) -> Any:
         masks.append(screen_block(*arguments))
         return masks[-1]
 
-    monkeypatch.setattr(host, "screen_block", remember)
+    monkeypatch.setattr(negatives, "screen_block", remember)
     return masks
 
 
@@ -105,7 +106,7 @@ def test_tiles_with_many_active_pairs(share: float, ref_rows: int | None, seen: 
 
 
 def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
-    monkeypatch.setattr(host, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(negatives, "BLOCK_ROWS", 64)
     assert_exact(problem(150, 24, margin=1.7))
     assert len(seen) == 6  # 3 by 3, of which those below the diagonal are the others seen from behind
     assert_exact(problem(70, 24, ref_rows=130, margin=1.7, reduction="mean_nonzero"))
@@ -114,8 +115,8 @@ def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any
 
 @pytest.mark.parametrize("ref_rows", [None, 100])
 def test_products_by_the_vendors_library_give_the_same(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "BLOCK_ROWS", 128)
-    monkeypatch.setattr(host, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(negatives, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(negatives, "CHUNK_ROWS", 64)
     p = cast(problem(150, 24, ref_rows=ref_rows, margin=1.7), torch.float32)
     results = []
     for name in ("fused", "chunked"):
@@ -135,15 +136,15 @@ def test_products_by_the_vendors_library_give_the_same(ref_rows: int | None, mon
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The tiles of each screen, and how many of them are on its list; tiles are ruled out in small batches too."""
     counts: list[tuple[int, int]] = []
-    tiles_of = host._tiles
+    tiles_of = negatives._tiles
 
     def remember(*arguments: Any) -> Any:
         tiles, count = tiles_of(*arguments)
         counts.append((tiles.shape[0], int(count)))
         return tiles, count
 
-    monkeypatch.setattr(host, "_tiles", remember)
-    monkeypatch.setattr(host, "LEAST_TILES", 1)
+    monkeypatch.setattr(negatives, "_tiles", remember)
+    monkeypatch.setattr(negatives, "LEAST_TILES", 1)
     return counts
 
 
@@ -181,19 +182,19 @@ def test_tiles_of_many_classes_are_not_ruled_out(listed: list[tuple[int, int]]) 
 @pytest.mark.parametrize("architecture", list(CONFIGS))
 def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "config_for", lambda _: CONFIGS[architecture])
-    monkeypatch.setattr(host, "LEAST_TILES", 1)
+    monkeypatch.setattr(negatives, "LEAST_TILES", 1)
     assert_exact(problem(140, 300, classes=20, margin=1.9))
 
 
 def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
-    assert configs.tuned(host.screen, options, 64, ["depth"]) == (host.screen, options)
+    assert configs.tuned(negatives.screen, options, 64, ["depth"]) == (negatives.screen, options)
     monkeypatch.setenv(configs.AUTOTUNE_VARIABLE, "1")
     monkeypatch.setattr(configs.triton.knobs.runtime, "interpret", False)
-    tuner, rest = configs.tuned(host.screen, options, 64, ["depth"])
+    tuner, rest = configs.tuned(negatives.screen, options, 64, ["depth"])
     assert rest == {"enable_fp_fusion": False}
     assert [c.kwargs["BLOCK_K"] for c in tuner.configs] == [64] * 4
-    assert configs.tuned(host.screen, options, 64, ["depth"])[0] is tuner
+    assert configs.tuned(negatives.screen, options, 64, ["depth"])[0] is tuner
 
 
 @pytest.mark.slow
