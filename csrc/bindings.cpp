@@ -1,4 +1,6 @@
 // The Python face of the engine. Arrays are checked here once more than the wrappers do, so that no call can crash.
+#include "bindings.h"
+
 #include <pthread.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -15,13 +17,18 @@
 
 namespace py = pybind11;
 
-namespace {
-
-constexpr py::ssize_t kMaxFeatures = py::ssize_t(1) << 30;  // their number can be rounded up in 32 bits
-constexpr int kMaxThreads = 1024;                           // OpenMP ends the process where it cannot start as many
+namespace mmfast {
 
 // A forked child has none of its parent's threads, and OpenMP would wait for them for ever.
 std::atomic<bool> forked{false};
+
+int allowed_threads(int threads) { return forked ? 1 : std::clamp(threads, 1, kMaxThreads); }
+
+}  // namespace mmfast
+
+namespace {
+
+constexpr py::ssize_t kMaxFeatures = py::ssize_t(1) << 30;  // their number can be rounded up in 32 bits
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;  // no forcecast: the wrapper converts, nothing is copied here
@@ -69,7 +76,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
   problem.margin = margin;
   problem.ignore_index = ignore_index;
   problem.reduction = parse_reduction(reduction);
-  problem.threads = forked ? 1 : std::clamp(threads, 1, kMaxThreads);
+  problem.threads = mmfast::allowed_threads(threads);
   py::gil_scoped_release released;
   return double(T(mmfast::pair_hinge(problem)));  // rounded as the caller will; what overflows becomes infinite
 }
@@ -77,7 +84,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  pthread_atfork(nullptr, nullptr, [] { mmfast::forked = true; });
   m.doc() = "The native engine of mmfast; use the functions of the package instead.";
   m.def("pair_hinge", &pair_hinge<float>, py::arg("x").noconvert(), py::arg("x_labels").noconvert(),
         py::arg("y").noconvert(), py::arg("y_labels").noconvert(), py::arg("margin"), py::arg("reduction"),
@@ -91,4 +98,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_tiers_available", &mmfast::available_tiers);
   m.def("select_cpu_tier", &mmfast::select_tier, py::arg("name"));
   m.def("enable_pruning", &mmfast::enable_pruning, py::arg("enabled"), "For measuring what pruning saves.");
+  mmfast::bind_search(m);
 }

@@ -76,8 +76,8 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
       out.q.inverse[block * kPanel + b] = bounds.inverse;
       out.q.weighted[block * kPanel + b] = bounds.weighted;
     }
-    quantiser.pack(out.q.rows.data() + first * out.q.depth, out.count(block),
-                   out.q.panels.data() + block * kPanel * out.q.depth);
+    pack_panel(out.q.rows.data() + first * out.q.depth, out.count(block), quantiser.depth(), quantiser.offset(),
+               out.q.panels.data() + block * kPanel * out.q.depth);
   };
 
   // Two blocks show whether the others are worth it.

@@ -49,14 +49,14 @@ Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
 }
 
 // Four digits to a word: the offset is added without carries between them.
-void Quantiser::pack(const int8_t* digits, int64_t count, uint8_t* panel) const {
-  const uint32_t high = 0x80808080u, offset = uint32_t(tier_.offset) * 0x01010101u;
-  if (count < kPanel) std::fill_n(panel, int64_t(depth_) * kPanel, uint8_t(offset));
-  for (int k = 0; k < depth_; k += 4)
+void pack_panel(const int8_t* digits, int64_t count, int depth, int offset, uint8_t* panel) {
+  const uint32_t high = 0x80808080u, added = uint32_t(offset) * 0x01010101u;
+  if (count < kPanel) std::fill_n(panel, int64_t(depth) * kPanel, uint8_t(added));
+  for (int k = 0; k < depth; k += 4)
     for (int64_t c = 0; c < count; ++c) {
       uint32_t four;
-      std::memcpy(&four, digits + c * depth_ + k, 4);
-      four = ((four & ~high) + (offset & ~high)) ^ ((four ^ offset) & high);
+      std::memcpy(&four, digits + c * depth + k, 4);
+      four = ((four & ~high) + (added & ~high)) ^ ((four ^ added) & high);
       std::memcpy(panel + (int64_t(k) * kPanel + c * 4), &four, 4);
     }
 }
@@ -91,7 +91,7 @@ Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, bool as_an
         out.weighted[begin + r] = bounds.weighted;
         out.active_weighted[begin + r] = bounds.active_weighted;
       }
-      if (as_others) quantiser.pack(digits, count, out.panels.data() + begin * depth);
+      if (as_others) pack_panel(digits, count, depth, quantiser.offset(), out.panels.data() + begin * depth);
     }
   });
   return out;

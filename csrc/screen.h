@@ -90,20 +90,21 @@ struct Bounds {
   float step;  // of digits of 16 bits
 };
 
+// Packs the digits of up to kPanel rows, (count, depth), into a panel, and the offset wherever there is no row.
+void pack_panel(const int8_t* digits, int64_t count, int depth, int offset, uint8_t* panel);
+
 // Turns rows into digits and bounds.
 class Quantiser {
  public:
   Quantiser(const Frame& frame, double margin, const Tier& tier);
 
   int depth() const { return depth_; }
+  int offset() const { return tier_.offset; }
 
   // Writes the digits of a row, (depth,). With a radius the row stands for a ball, in the unit of the input: by the
   // triangle inequality the proof above holds for all rows in it once the radius is added to e.
   Bounds quantise(const float* row, double radius, int8_t* digits) const;
   Bounds quantise(const double* row, double radius, int8_t* digits) const;
-
-  // Packs the digits of up to kPanel rows, (count, depth), into a panel, and the offset wherever there is no row.
-  void pack(const int8_t* digits, int64_t count, uint8_t* panel) const;
 
  private:
   Bounds bounds(QuantisedRow row, double radius, int8_t* digits) const;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cfenv>
+#include <cstdint>
+#include <exception>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -40,6 +42,24 @@ void on_threads(int threads, Body&& body) {
     const DefaultArithmetic arithmetic;
     body();
   }
+}
+
+// Runs task(0) to task(count - 1), each on whichever thread is free. What one throws is thrown once all have ended.
+template <class Task>
+void share_out(int threads, int64_t count, Task&& task) {
+  std::exception_ptr failure;
+  on_threads(threads, [&] {
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < count; ++i) {
+      try {
+        task(i);
+      } catch (...) {
+#pragma omp critical
+        failure = std::current_exception();
+      }
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace mmfast

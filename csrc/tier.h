@@ -35,6 +35,28 @@ struct Screening {
   uint64_t* active;  // (row_count,); may be null
 };
 
+// One query's digits against rows, by memory order or by number.
+struct Dots {
+  const int8_t* rows;  // (., depth), readable for 63 bytes more
+  const int32_t* ids;  // (count,); null: rows 0 to count - 1
+  int count, depth;
+  const int8_t* query;  // (depth,), zeros up to the next multiple of 64
+  int32_t query_sum;    // of its digits
+  int32_t* out;         // (count,)
+};
+
+// One query against rows in memory order: masks[i / 64] bit i % 64 = 0 only if, for the product u_i of digits,
+// half_i half_weight + threshold - norm_i norm_weight - residual_i residual_weight >= scale_i u_i (exact_search.h).
+struct Scan {
+  const int8_t* rows;                           // as above
+  const float *scale, *half, *residual, *norm;  // (count,), readable up to the next multiple of 64
+  int count, depth;
+  const int8_t* query;
+  int32_t query_sum;
+  float threshold, half_weight, residual_weight, norm_weight;
+  uint64_t* masks;  // (ceil(count / 64),)
+};
+
 struct QuantisedRow {
   double scale;         // s
   double residual;      // >= the norm of z - s q
@@ -140,6 +162,10 @@ struct RowKernels {
   void (*add_deviation)(const T* row, const T* origin, int features, double* mean);
   double (*squared_deviation)(const T* row, const T* origin, const double* mean, int features);
   void (*combine)(const GradientRow<T>&);
+
+  // In double, differences and products first.
+  double (*dot)(const T* x, const T* y, int features);
+  double (*squared_distance)(const T* x, const T* y, int features);
 };
 
 struct Tier {
@@ -150,6 +176,12 @@ struct Tier {
 
   void (*screen)(const Screening&);
   int64_t (*count_ones)(const uint64_t* words, int64_t count);
+
+  // Search: rows have digits of 8 bits in every tier, since a file may hold them; those of a query that is packed lie
+  // in [-query_qmax, query_qmax].
+  int query_qmax, query_offset;
+  void (*dots)(const Dots&);
+  void (*scan)(const Scan&);
 
   RowKernels<float> f32;
   RowKernels<double> f64;

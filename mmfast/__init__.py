@@ -16,15 +16,16 @@ from mmfast.functional import contrastive_loss
 from mmfast.losses import ContrastiveLoss
 
 if TYPE_CHECKING:
-    from mmfast.search import Index, SearchResult
+    from mmfast.search import Index, RangeResult, SearchResult, exact_search
 
 __version__ = "0.1.0"
-__all__ = ["ContrastiveLoss", "Index", "SearchResult", "contrastive_loss"]
+_SEARCH = ("Index", "RangeResult", "SearchResult", "exact_search")
+__all__ = ["ContrastiveLoss", "Index", "RangeResult", "SearchResult", "contrastive_loss", "exact_search"]
 
 
 def __getattr__(name: str) -> object:
-    # The index loads on first use: importing the losses must stay cheap.
-    if name in ("Index", "SearchResult"):
+    # Search loads on first use: importing the losses must stay cheap.
+    if name in _SEARCH:
         import mmfast.search
 
         return getattr(mmfast.search, name)
@@ -32,4 +33,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "Index", "SearchResult"])
+    return sorted([*globals(), *_SEARCH])

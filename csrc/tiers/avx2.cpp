@@ -52,8 +52,29 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
   }
 }
 
+inline __m256i halves_added(Ints v) { return (__m256i)v; }
+#include "tiers/x86.h"
+
+// out[r] = the digits of row r times those of the query: the magnitude of one times the other with its sign: two
+// products of up to 127 * 127 fit into int16.
+template <int ROWS>
+inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t, int depth, int32_t* out) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  Ints acc[ROWS] = {};
+  for (int k = 0; k < depth; k += 32) {
+    const __m256i digits = _mm256_loadu_si256((const __m256i*)(query + k));
+    for (int r = 0; r < ROWS; ++r) {
+      const __m256i row = _mm256_loadu_si256((const __m256i*)(rows[r] + k));
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(digits, row));
+      acc[r] += (Ints)_mm256_madd_epi16(pairs, ones);
+    }
+  }
+  store_totals(acc, out);
+}
+
 #include "tiers/body.h"
 #include "tiers/compare.h"
+#include "tiers/dots.h"
 #include "tiers/positives.h"
 #include "tiers/screen.h"
 #include "tiers/sums.h"
@@ -63,8 +84,21 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Tier kAvx2;
-const Tier kAvx2 = {"avx2",  available, 63,        64, screen, count_ones, row_kernels<float>(), row_kernels<double>(),
-                    compare, is_active, accumulate};
+const Tier kAvx2 = {"avx2",
+                    available,
+                    63,
+                    64,
+                    screen,
+                    count_ones,
+                    31,
+                    32,
+                    dots,
+                    scan,
+                    row_kernels<float>(),
+                    row_kernels<double>(),
+                    compare,
+                    is_active,
+                    accumulate};
 
 }  // namespace mmfast
 

@@ -46,8 +46,30 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
   }
 }
 
+inline __m256i halves_added(Ints v) { return (__m256i)(low_half(v) + high_half(v)); }
+#include "tiers/x86.h"
+
+// out[r] = the digits of row r times those of the query.
+template <int ROWS>
+inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t query_sum, int depth,
+                           int32_t* out) {
+  const Ints flip = int32_t(0x80808080) - Ints{};  // adds 128 to each digit of a row
+  Ints acc[ROWS] = {};
+  for (int k = 0; k < depth; k += 64) {
+    const Ints digits = load<Ints>(query + k);
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) {
+      const Ints row = load<Ints>(rows[r] + k) ^ flip;
+      asm("vpdpbusd %2, %1, %0" : "+v"(acc[r]) : "v"(row), "v"(digits));
+    }
+  }
+  store_totals(acc, out);
+  for (int r = 0; r < ROWS; ++r) out[r] -= 128 * query_sum;
+}
+
 #include "tiers/body.h"
 #include "tiers/compare.h"
+#include "tiers/dots.h"
 #include "tiers/positives.h"
 #include "tiers/screen.h"
 #include "tiers/sums.h"
@@ -62,9 +84,21 @@ bool available() {
 }  // namespace
 
 extern const Tier kAvx512Vnni;
-const Tier kAvx512Vnni = {
-    "avx512vnni",          available, 127,       128,       screen, count_ones, row_kernels<float>(),
-    row_kernels<double>(), compare,   is_active, accumulate};
+const Tier kAvx512Vnni = {"avx512vnni",
+                          available,
+                          127,
+                          128,
+                          screen,
+                          count_ones,
+                          127,
+                          128,
+                          dots,
+                          scan,
+                          row_kernels<float>(),
+                          row_kernels<double>(),
+                          compare,
+                          is_active,
+                          accumulate};
 
 }  // namespace mmfast
 

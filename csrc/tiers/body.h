@@ -95,6 +95,24 @@ inline double squared_distance(const T* x, const T* y, int features) {
   return sum;
 }
 
+// Products in double, in the lanes of squared_distance.
+template <class T>
+inline double dot(const T* x, const T* y, int features) {
+  D8 sum8 = {}, more8 = {};
+  int k = 0;
+  for (; k + 16 <= features; k += 16) {
+    sum8 = sum8 + load_double(x + k) * load_double(y + k);
+    more8 = more8 + load_double(x + k + 8) * load_double(y + k + 8);
+  }
+  if (k + 8 <= features) {
+    sum8 = sum8 + load_double(x + k) * load_double(y + k);
+    k += 8;
+  }
+  double sum = total(sum8 + more8);
+  for (; k < features; ++k) sum += double(x[k]) * double(y[k]);
+  return sum;
+}
+
 // True only if the float32 distance already proves d^2 >= margin. A difference, its square and at most D / 32 + 40
 // additions are each off by a factor within 1 +- 2^-24, or by a denormal; twice that is allowed for.
 inline bool certainly_inactive(const float* x, const float* y, int features, double margin) {

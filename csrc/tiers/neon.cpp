@@ -62,8 +62,20 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
   }
 }
 
+// out[r] = the digits of row r times those of the query.
+template <int ROWS>
+inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t, int depth, int32_t* out) {
+  int32x4_t acc[ROWS] = {};
+  for (int k = 0; k < depth; k += 16) {
+    const int8x16_t digits = vld1q_s8(query + k);
+    for (int r = 0; r < ROWS; ++r) acc[r] = vdotq_s32(acc[r], vld1q_s8(rows[r] + k), digits);
+  }
+  for (int r = 0; r < ROWS; ++r) out[r] = vaddvq_s32(acc[r]);
+}
+
 #include "tiers/body.h"
 #include "tiers/compare.h"
+#include "tiers/dots.h"
 #include "tiers/positives.h"
 #include "tiers/screen.h"
 #include "tiers/sums.h"
@@ -79,8 +91,21 @@ bool available() {
 }  // namespace
 
 extern const Tier kNeon;
-const Tier kNeon = {"neon",  available, 127,       0, screen, count_ones, row_kernels<float>(), row_kernels<double>(),
-                    compare, is_active, accumulate};
+const Tier kNeon = {"neon",
+                    available,
+                    127,
+                    0,
+                    screen,
+                    count_ones,
+                    127,
+                    0,
+                    dots,
+                    scan,
+                    row_kernels<float>(),
+                    row_kernels<double>(),
+                    compare,
+                    is_active,
+                    accumulate};
 
 }  // namespace mmfast
 

@@ -41,8 +41,19 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
   }
 }
 
+// out[r] = the digits of row r times those of the query.
+template <int ROWS>
+inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t, int depth, int32_t* out) {
+  for (int r = 0; r < ROWS; ++r) {
+    int32_t sum = 0;
+    for (int k = 0; k < depth; ++k) sum += int32_t(rows[r][k]) * query[k];
+    out[r] = sum;
+  }
+}
+
 #include "tiers/body.h"
 #include "tiers/compare.h"
+#include "tiers/dots.h"
 #include "tiers/positives.h"
 #include "tiers/screen.h"
 #include "tiers/sums.h"
@@ -52,8 +63,20 @@ bool available() { return true; }
 }  // namespace
 
 extern const Tier kPortable;
-const Tier kPortable = {
-    "portable", available, 127,       128, screen, count_ones, row_kernels<float>(), row_kernels<double>(),
-    compare,    is_active, accumulate};
+const Tier kPortable = {"portable",
+                        available,
+                        127,
+                        128,
+                        screen,
+                        count_ones,
+                        127,
+                        128,
+                        dots,
+                        scan,
+                        row_kernels<float>(),
+                        row_kernels<double>(),
+                        compare,
+                        is_active,
+                        accumulate};
 
 }  // namespace mmfast

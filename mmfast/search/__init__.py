@@ -1,5 +1,7 @@
 """Nearest-neighbour search over embeddings: an index that checks what goes in, and what a file holds."""
 
-from mmfast.search.index import Index, SearchResult
+from mmfast.search.exact import exact_search
+from mmfast.search.index import Index
+from mmfast.search.results import RangeResult, SearchResult
 
-__all__ = ["Index", "SearchResult"]
+__all__ = ["Index", "RangeResult", "SearchResult", "exact_search"]

@@ -1,171 +1,166 @@
-"""USearch's graph under distinct keys, with copies folded: input is already checked, and one thread at a time calls.
+"""Build a graph of neighbours with USearch, and lay its rows out for walking through them (csrc/graph_search.h).
 
-What changes a graph takes several steps, so an interrupt must not come between them
-(:mod:`mmfast.search.interrupts`). The number of threads comes from the caller, since PyTorch keeps one per thread.
+USearch builds good graphs fast, but is never asked to search: a searcher of its own has no filters and no say about its
+candidates, and walks through full vectors. What is read from it are the links of its lowest layer.
 
-Native calls get only arrays that live through them, never a callback (one that raises ends the process) and never a
-view of someone's memory. The bytes of a graph come from a file whose checksum agreed, since USearch follows whatever
-links it reads.
+A navigable graph gets lost among copies: after 3,000 identical vectors every candidate is one of them, all at the same
+distance, and of 500 distinct vectors added next hardly any is found. Copies are common in real data (one placeholder
+picture behind many products), so the graph holds each vector once, and the others hang on it in a list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from mmfast import _C
 from mmfast.search.settings import Settings
-from mmfast.search.storage import Bytes
-from mmfast.search.twins import DIGEST_BYTES, Twins, digests
 
-# Measured: up to here scanning every row is as fast as walking the graph (64 and 512 features), and it is exact.
+# Measured: up to here looking at every row is as fast as walking the graph, and it is exact.
 EXACT_ROWS = 2000
+# Where walks begin: the nearest of so many rows. Of 128, 0.5 us are spent on looking at them.
+ENTRIES = 128
+# Rows that are added last: they are the queries by which the graph is measured, before they are in it.
+HELD_BACK = 512
+_CHUNK = 4096  # rows added between two looks at whether to go on
+
+Rows = npt.NDArray[np.int32]
+Progress = Callable[[int], None]  # rows added so far; it may raise, to give up
 
 
-class Graph:
-    """Rows in the storage dtype under int64 keys."""
+class Links(NamedTuple):
+    """A graph over the first rows of a segment; the others are copies of them."""
 
-    def __init__(self, settings: Settings) -> None:
+    neighbours: Rows  # (nodes, slots), padded with -1
+    copies: Rows  # (rows,): the next row with the same vector, or -1
+    entries: int  # the first rows, where walks begin
+
+
+class Plan(NamedTuple):
+    """In which order the rows of a segment lie, and their links before and after the held-back rows were added."""
+
+    order: npt.NDArray[np.int64]  # (rows,): the row that is moved to each place
+    links: Links
+    first: Links  # over the same places; those of `held` have no links
+    held: range  # places
+
+
+def plan_graph(stored: npt.NDArray[Any], settings: Settings, threads: int, progress: Progress) -> Plan | None:
+    """Build a graph over distinct rows, or None where there are few."""
+    heads, copied = distinct(stored)
+    if len(heads) <= EXACT_ROWS:
+        return None
+    builder = _Builder(stored, settings, threads, progress)
+    held = _sample(len(heads), np.isin(heads, copied.heads, invert=True))
+    builder.add(heads[~held])
+    rows, levels, neighbours = builder.graph()
+    nodes = rows[_layout(levels, neighbours)]
+    order = np.concatenate([nodes, heads[held], copied.rows])
+    place = np.empty(len(stored), dtype=np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    copies = copied.chains(place)
+    first = Links(_placed(rows, neighbours, place, len(heads)), copies, min(ENTRIES, len(nodes)))
+    builder.add(heads[held])
+    rows, _, neighbours = builder.graph()
+    links = first._replace(neighbours=_placed(rows, neighbours, place, len(heads)))
+    return Plan(order, links, first, range(len(nodes), len(heads)))
+
+
+def _sample(count: int, suitable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Mark some of the suitable ones, spread evenly."""
+    positions = np.flatnonzero(suitable)
+    sample = np.zeros(count, dtype=np.bool_)
+    if len(positions):
+        sample[positions[np.linspace(0, len(positions) - 1, min(HELD_BACK, count // 16)).astype(np.int64)]] = True
+    return sample
+
+
+class _Builder:
+    """USearch's graph, its keys the numbers of rows."""
+
+    def __init__(self, stored: npt.NDArray[Any], settings: Settings, threads: int, progress: Progress) -> None:
         from usearch.index import Index as NativeIndex
 
-        self._twins = Twins()
-        self._dtype = settings.dtype
-        self._clip = settings.metric == "cos"  # rounding leaves [0, 2] by some 1e-7
+        self._stored, self._threads, self._progress = stored, threads, progress
+        self._raw = "bf16" if settings.dtype == "bf16" else None  # NumPy cannot name it
         self._native: Any = NativeIndex(**asdict(settings))
+        self._added = 0
 
-    def __len__(self) -> int:
-        """Return the number of keys, copies included."""
-        return len(self._native) + len(self._twins.followed)
+    def add(self, rows: npt.NDArray[np.int64]) -> None:
+        for start in range(0, len(rows), _CHUNK):
+            self._progress(self._added)
+            chunk = rows[start : start + _CHUNK]
+            threads = min(self._threads, len(chunk))
+            self._native.add(chunk.astype(np.uint64), self._stored[chunk], threads=threads, dtype=self._raw)
+            self._added += len(chunk)
+        self._progress(self._added)
 
-    def set_expansion_search(self, value: int) -> None:
-        """Set the candidates kept while searching."""
-        self._native.expansion_search = value
+    def graph(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16], Rows]:
+        """Return the row, the level and the neighbours of each slot."""
+        rows, levels, neighbours = _C.usearch_graph(np.frombuffer(self._native.save(), np.uint8))
+        return rows, levels, neighbours
 
-    def held(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Tell for each key whether it is here."""
-        held: npt.NDArray[np.bool_] = np.asarray(self._native.contains(keys.astype(np.uint64)), dtype=np.bool_)
-        if self._twins.followed:
-            held |= np.fromiter((key in self._twins.followed for key in keys.tolist()), np.bool_, len(keys))
-        return held
 
-    def add(
-        self, keys: npt.NDArray[np.int64], stored: npt.NDArray[Any], row_digests: list[bytes], threads: int
-    ) -> None:
-        """Add rows under keys that are distinct and new; where that fails, none of them."""
-        plan = self._twins.plan(keys, row_digests)
-        fresh_keys = keys[plan.fresh].astype(np.uint64)
-        if len(fresh_keys):
-            try:
-                rows = stored[plan.fresh]
-                self._native.add(fresh_keys, rows, threads=min(threads, len(rows)), dtype=self._raw_dtype())
-            except BaseException:  # out of memory
-                self._native.remove(fresh_keys[np.asarray(self._native.contains(fresh_keys), dtype=np.bool_)])
-                raise
-        self._twins.carry_out(plan)
+def _layout(levels: npt.NDArray[np.int16], neighbours: Rows) -> npt.NDArray[np.int64]:
+    """Order slots so that neighbours lie near each other: a sample of all first, then its neighbours, then theirs."""
+    front = np.argsort(-levels, kind="stable")[:ENTRIES]
+    seen = np.zeros(len(levels), dtype=np.bool_)
+    parts = []
+    while len(front):
+        seen[front] = True
+        parts.append(front)
+        near = neighbours[front].ravel()
+        near = near[near >= 0]
+        near = near[~seen[near]]
+        _, first = np.unique(near, return_index=True)
+        front = near[np.sort(first)].astype(np.int64)
+    return np.concatenate([*parts, np.flatnonzero(~seen)])
 
-    def search(
-        self,
-        queries: npt.NDArray[Any],  # (N, ndim) in the storage dtype
-        keys: npt.NDArray[np.int64],  # (N, k), filled with -1
-        distances: npt.NDArray[np.float32],  # (N, k), filled with +inf
-        threads: int,
-    ) -> None:
-        """Write the neighbours found over the padding."""
-        rows = len(self._native)
-        if not rows or not len(queries):
-            return
-        wanted = min(keys.shape[1], rows)
-        exact = rows <= EXACT_ROWS or wanted == rows
-        keys[:, :wanted], distances[:, :wanted] = self._nearest(queries, wanted, exact, threads)
-        # Where many links lead to the same few rows, a walk through the graph ends before it has met as many as wanted.
-        short = np.flatnonzero(keys[:, wanted - 1] < 0)
-        if len(short):
-            keys[short, :wanted], distances[short, :wanted] = self._nearest(queries[short], wanted, True, threads)
-        self._twins.expand(keys, distances)
 
-    def _nearest(
-        self, queries: npt.NDArray[Any], wanted: int, exact: bool, threads: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Return keys and distances (N, wanted) as the native search finds them, padded with -1 and +inf."""
-        found = self._native.search(
-            queries, wanted, exact=exact, threads=min(threads, len(queries)), dtype=self._raw_dtype()
-        )
-        # One query comes back as a vector of what was found; several as matrices whose rows are valid up to a count.
-        found_keys, found_distances = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
-        counts = found.counts if len(queries) > 1 else np.array([found_keys.shape[1]])
-        valid = np.arange(found_keys.shape[1]) < counts[:, None]
-        if self._clip:
-            found_distances = np.clip(found_distances, 0, 2)
-        keys = np.full((len(queries), wanted), -1, dtype=np.int64)
-        distances = np.full((len(queries), wanted), np.inf, dtype=np.float32)
-        keys[:, : valid.shape[1]][valid] = found_keys[valid].astype(np.int64)
-        distances[:, : valid.shape[1]][valid] = found_distances[valid]
-        return keys, distances
+def _placed(rows: npt.NDArray[np.int64], neighbours: Rows, place: Rows, nodes: int) -> Rows:
+    """Return the neighbours of each place."""
+    placed = np.full((nodes, neighbours.shape[1]), -1, dtype=np.int32)
+    placed[place[rows]] = np.where(neighbours >= 0, place[rows[neighbours]], np.int32(-1))
+    return placed
 
-    def remove(self, keys: npt.NDArray[np.int64]) -> None:
-        """Remove keys that are distinct and here."""
-        followers = [key for key in keys.tolist() if key in self._twins.followed]
-        heads = [key for key in keys.tolist() if key not in self._twins.followed]
-        for key in followers:  # first, so that a group changes its head once at most
-            self._twins.remove_follower(key)
-        alone = np.array([key for key in heads if key not in self._twins.led], dtype=np.int64)
-        for key in heads:
-            if key in self._twins.led:
-                (digest,) = digests(self._stored(np.array([key])))
-                self._native.rename(key, self._twins.succeed(key, digest))
-        if len(alone):
-            forgotten = digests(self._stored(alone))
-            self._native.remove(alone.astype(np.uint64))
-            self._twins.forget(forgotten)
 
-    def _stored(self, heads: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return the rows of heads, byte for byte as they were added."""
-        rows: npt.NDArray[Any] = np.stack(self._native.get(heads.astype(np.uint64)))
-        # bfloat16 comes back widened to float32, which is exact.
-        return torch.from_numpy(rows).to(torch.bfloat16).view(torch.int16).numpy() if self._dtype == "bf16" else rows
+class Copied(NamedTuple):
+    """Rows that are equal to one before, in order."""
 
-    def _raw_dtype(self) -> str | None:
-        """Name the dtype that NumPy cannot."""
-        return "bf16" if self._dtype == "bf16" else None
+    rows: npt.NDArray[np.int64]
+    heads: npt.NDArray[np.int64]  # which row each is a copy of
 
-    def to_sections(self) -> list[Bytes]:
-        """Return all that is needed to make this graph again."""
-        heads = np.fromiter(self._twins.heads.values(), "<i8", len(self._twins.heads))
-        if len(heads) != len(self._native):  # a file of it would be refused, and a good one may be in its place
-            raise RuntimeError(
-                f"the index is damaged: its graph holds {len(self._native):,} rows where {len(heads):,} are known; "
-                "load it from a file or build it anew"
-            )
-        followers = [(key, head) for head, group in self._twins.led.items() for key in group.followers]
-        graph: Bytes = self._native.save() if len(heads) else b""
-        return [
-            heads.tobytes(),
-            b"".join(self._twins.heads),
-            np.array(followers, dtype="<i8").tobytes(),
-            graph,
-        ]
+    def chains(self, place: Rows) -> Rows:
+        """Return for each place that of the next copy; places of copies follow those of their heads, in order."""
+        following = np.full(len(place), -1, dtype=np.int32)
+        by_head = np.argsort(self.heads, kind="stable")
+        rows, heads = self.rows[by_head], self.heads[by_head]
+        if len(rows):
+            starts = np.append(True, heads[1:] != heads[:-1])
+            before = np.where(starts, heads, np.append(0, rows[:-1]))
+            following[place[before]] = place[rows]
+        return following
 
-    @classmethod
-    def from_sections(cls, settings: Settings, sections: list[memoryview]) -> Graph:
-        """Make a graph from what :meth:`to_sections` returned."""
-        self = cls(settings)
-        heads, head_digests, followers, graph = sections
-        if len(graph):
-            self._native.load(graph)
-            # The graph's own header overrules what it was made with, and knows no expansions.
-            self._native.expansion_add = settings.expansion_add
-            self._native.expansion_search = settings.expansion_search
-        keys = np.frombuffer(heads, "<i8")
-        made = (self._native.ndim, self._native.dtype, self._native.connectivity, len(self._native))
-        wanted = cls(settings)._native
-        if made != (wanted.ndim, wanted.dtype, wanted.connectivity, len(keys)) or not self.held(keys).all():
-            raise ValueError(f"its graph does not fit its settings {settings}")
-        starts = range(0, len(head_digests), DIGEST_BYTES)
-        digest_of = (bytes(head_digests[start : start + DIGEST_BYTES]) for start in starts)
-        self._twins.heads = dict(zip(digest_of, keys.tolist(), strict=True))
-        for key, head in np.frombuffer(followers, "<i8").reshape(-1, 2).tolist():
-            self._twins.follow(key, head)
-        return self
+
+def distinct(stored: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], Copied]:
+    """Return the first row of each vector, and the others."""
+    count = len(stored)
+    if not count:
+        return np.zeros(0, np.int64), Copied(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    hashes = _C.hash_rows(stored)
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    head = first[which]
+    # A collision makes two rows seem copies that are not; such a row stays a vector of its own.
+    later = np.flatnonzero(head != np.arange(count))
+    bits = stored.view(f"u{stored.itemsize}")
+    for start in range(0, len(later), _CHUNK):
+        block = later[start : start + _CHUNK]
+        head[block] = np.where((bits[block] == bits[head[block]]).all(axis=1), head[block], block)
+    later = later[head[later] != later]
+    mask = np.ones(count, dtype=np.bool_)
+    mask[later] = False
+    return np.flatnonzero(mask), Copied(later, head[later])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ class Settings:
     dtype: str
     connectivity: int
     expansion_add: int
-    expansion_search: int
 
     def __post_init__(self) -> None:
         """Raise for what no index can be made with; a NumPy integer becomes an int."""
@@ -36,7 +37,6 @@ class Settings:
             "ndim": (1, 65_536),
             "connectivity": (2, 1_024),  # by one link a row a graph falls apart
             "expansion_add": (1, 65_536),
-            "expansion_search": (1, 65_536),
         }
         for name, (low, high) in bounds.items():
             object.__setattr__(self, name, check_int(name, getattr(self, name), low, high))
@@ -64,3 +64,25 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Check that ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float above 0 and at most 1."""
+    number = _as_float(name, value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {number}")
+    return number
+
+
+def check_radius(value: object) -> float:
+    """Return ``value`` as a finite float."""
+    number = _as_float("radius", value)
+    if not math.isfinite(number):
+        raise ValueError(f"radius must be finite, got {number}")
+    return number
+
+
+def _as_float(name: str, value: object) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    return float(value)

@@ -8,7 +8,7 @@ it in place destroys the previous file where the disk fills. So its bytes travel
     meta size  u32
     file size  u64       the whole file: tells a truncated one from a damaged one
     meta       JSON      the settings of the index and the sizes of the sections
-    sections   bytes     one after the other
+    sections   bytes     each after zeros up to the next multiple of 64
     checksum   32 bytes  blake2b of everything before it
 
 The checksum guards against accidents, not against an attacker, who can compute it: load only files you trust.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import secrets
 import stat
@@ -29,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"mmfastix"
-VERSION = 1
+VERSION = 2
+_ALIGNMENT = 64  # of sections, so that arrays can be used where they lie
 _PREFIX = struct.Struct("<8sIIQ")
 _CHECKSUM_BYTES = 32
 
@@ -40,12 +42,24 @@ FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 def pack(meta: dict[str, Any], sections: Sequence[Bytes]) -> list[Bytes]:
     """Return the parts of a file, in order."""
     text = json.dumps({**meta, "sections": [len(section) for section in sections]}).encode()
-    size = _PREFIX.size + len(text) + sum(map(len, sections)) + _CHECKSUM_BYTES
-    parts: list[Bytes] = [_PREFIX.pack(MAGIC, VERSION, len(text), size), text, *sections]
+    end = _PREFIX.size + len(text)
+    aligned: list[Bytes] = []
+    for section in sections:
+        aligned += [bytes(-end % _ALIGNMENT), section]
+        end += -end % _ALIGNMENT + len(section)
+    parts: list[Bytes] = [_PREFIX.pack(MAGIC, VERSION, len(text), end + _CHECKSUM_BYTES), text, *aligned]
     checksum = blake2b(digest_size=_CHECKSUM_BYTES)
     for part in parts:
         checksum.update(part)
     return [*parts, checksum.digest()]
+
+
+def map_file(name: str) -> Bytes:
+    """Return the content of a file, mapped."""
+    with open(name, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def unpack(content: Bytes, source: str) -> tuple[dict[str, Any], list[memoryview]]:
@@ -71,6 +85,7 @@ def unpack(content: Bytes, source: str) -> tuple[dict[str, Any], list[memoryview
     try:
         meta = dict(json.loads(bytes(body[_PREFIX.size : start])))
         for length in meta.pop("sections"):
+            start += -start % _ALIGNMENT
             sections.append(body[start : start + length])
             start += length
     except (KeyError, TypeError, ValueError) as error:  # the checksum agrees: it was written like this

@@ -5,14 +5,23 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "exact_search.h"
 #include "frame.h"
+#include "graph_search.h"
 #include "pair_hinge.h"
 #include "screen.h"
 #include "tier.h"
+#include "usearch_file.h"
+#include "vectors.h"
 
 using namespace mmfast;
 
@@ -207,6 +216,78 @@ void test_pair_hinge(Random& random, Data data, int64_t rows, int64_t other_rows
   }
 }
 
+// Both engines of search against all distances in double; the graph is complete, so that walks can find everything.
+void test_search(Random& random, Data data, int64_t rows, int features, int64_t queries, int64_t k, Metric metric) {
+  double scale;
+  const std::vector<float> x = make_rows<float>(random, data, rows, features, &scale);
+  const std::vector<float> q = make_rows<float>(random, data, queries, features, &scale);
+  std::vector<float> centre(features);
+  double unit = 1;
+  const Vectors vectors = {x.data(), Scalar::kF32, rows, features};
+  choose_frame(vectors, metric, centre.data(), &unit);
+  const int depth = code_depth(features);
+  const int64_t padded = (rows + 63) / 64 * 64 + 64;
+  std::vector<int8_t> digits(rows * depth + 64);
+  std::vector<float> terms(4 * padded);
+  float* const t = terms.data();
+  encode(vectors, metric, centre.data(), unit, digits.data(), t, t + padded, t + 2 * padded, t + 3 * padded, 2);
+  const Codes codes = {digits.data(), t,    t + padded, t + 2 * padded, t + 3 * padded,
+                       centre.data(), unit, rows,       features,       depth};
+  std::vector<int32_t> neighbours(rows * rows, -1), copies(rows, -1);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < rows - 1; ++j) neighbours[i * rows + j] = int32_t(j < i ? j : j + 1);
+  const std::unique_ptr<bool[]> allowed(new bool[rows]);
+  for (int64_t i = 0; i < rows; ++i) allowed[i] = i % 3 != 1;
+
+  for (const std::string& tier : available_tiers()) {
+    select_tier(tier);
+    for (const bool* mask : {static_cast<const bool*>(nullptr), static_cast<const bool*>(allowed.get())}) {
+      const ExactSearch search = {
+          vectors, codes, metric, nullptr, mask, q.data(), queries, k, std::numeric_limits<double>::infinity(), 2};
+      const auto exact = exact_search(search);
+      const auto walked = graph_search(search, {neighbours.data(), copies.data(), rows, int(rows), 1}, int(rows));
+      for (int64_t j = 0; j < queries; ++j) {
+        std::vector<Neighbour> truth;
+        for (int64_t i = 0; i < rows; ++i) {
+          if (mask && !mask[i]) continue;
+          const double norm = std::sqrt(current_tier().f32.dot(&q[j * features], &q[j * features], features));
+          truth.push_back({rank_row(current_tier(), metric, &q[j * features], norm, &x[i * features], features), i});
+        }
+        std::sort(truth.begin(), truth.end());
+        if (int64_t(truth.size()) > k) truth.resize(k);
+        const auto same = [&](const std::vector<Neighbour>& found) {
+          return std::equal(found.begin(), found.end(), truth.begin(), truth.end(),
+                            [](const Neighbour& a, const Neighbour& b) { return a.key == b.key; });
+        };
+        check(same(exact[j]), "exact search: " + tier + ", " + std::to_string(features) + " features, data " +
+                                  std::to_string(int(data)) + ", metric " + std::to_string(int(metric)));
+        check(same(walked[j]), "graph search: " + tier + ", " + std::to_string(features) + " features");
+      }
+    }
+  }
+}
+
+// Bytes that are no graph: an error, never a read beyond them.
+void test_usearch_file(Random& random) {
+  std::vector<uint8_t> bytes(8 + 64 + 40 + 2 + 14 + 4 * 4);
+  bytes[0] = 1;  // one row of no bytes
+  std::memcpy(bytes.data() + 8, "usearch", 7);
+  bytes[15] = 2;
+  bytes[72] = 1, bytes[80] = 2, bytes[88] = 4;
+  check(read_usearch_graph(bytes.data(), bytes.size()).slots == 4, "a graph of one node");
+  for (int i = 0; i < 3000; ++i) {
+    std::vector<uint8_t> damaged(bytes.begin(), bytes.begin() + random.below(int64_t(bytes.size())));
+    if (i % 2) damaged = bytes;
+    for (int n = 0; n < 3 && !damaged.empty(); ++n)
+      damaged[random.below(int64_t(damaged.size()))] = uint8_t(random.below(256));
+    try {
+      read_usearch_graph(damaged.data(), damaged.size());
+    } catch (const std::invalid_argument&) {
+    } catch (const std::bad_alloc&) {
+    }
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -233,6 +314,13 @@ int main(int count, char** arguments) {
     }
   for (int features = 100; features < 400; features += quick ? 30 : 3)
     test_pair_hinge<float>(random, Data::kHalves, 128, 0, features, 1);
+  for (Data data : kData)
+    for (Metric metric : {Metric::kIp, Metric::kL2sq})
+      for (int features : {1, 15, 64, 100, 300}) {
+        test_search(random, data, 100, features, 3, 10, metric);
+        if (!quick) test_search(random, data, 150, features, 20, 20, metric);
+      }
+  test_usearch_file(random);
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures != 0;
 }

@@ -1,0 +1,296 @@
+// Screen blocks of rows against groups of queries, and keep a shortlist for each query.
+#include "exact_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "screen.h"
+#include "threads.h"
+
+namespace mmfast {
+namespace {
+
+constexpr int kBlockRows = 192;  // a multiple of the rows of every kernel; with its digits in the second-level cache
+constexpr int kFirstRows = 64;   // of the first block, all of whose rows pass: no threshold is known
+constexpr int64_t kGroupPanels = 16;     // of queries, screened against a block while it is in the cache
+constexpr int64_t kFewQueries = 12;      // measured: up to here one by one is faster than in a panel of 64
+constexpr double kSerialWork = 1 << 20;  // products: fewer are done before a second thread is awake
+constexpr double kUnit = 0x1p-24, kInfinite = std::numeric_limits<double>::infinity();
+
+// Some rows in memory order: a part of all, or copies of those allowed.
+struct Block {
+  const int8_t* digits;
+  const float *scale, *half, *residual, *norm;
+  const int32_t* ids;  // null: first, first + 1, ...
+  int64_t first;
+  int count;
+  int64_t row(int i) const { return ids ? ids[i] : first + i; }
+};
+
+// Room for the copies. Rows are padded as the kernels want.
+class BlockReader {
+ public:
+  BlockReader(const ExactSearch& search, int64_t begin, int64_t end) : search_(search), next_(begin), end_(end) {
+    if (!search.allowed) return;
+    digits_.resize(size_t(kBlockRows) * search.codes.depth + kQueryAlign);
+    terms_.resize(4 * kBlockRows);
+    ids_.resize(kBlockRows);
+  }
+
+  bool read(Block& block) {
+    const Codes& c = search_.codes;
+    const int wanted = first_ ? kFirstRows : kBlockRows;
+    first_ = false;
+    if (!search_.allowed) {
+      block = {c.digits + next_ * c.depth,
+               c.scale + next_,
+               c.half + next_,
+               c.residual + next_,
+               c.norm + next_,
+               nullptr,
+               next_,
+               int(std::min<int64_t>(wanted, end_ - next_))};
+      next_ += block.count;
+      return block.count > 0;
+    }
+    float* const terms = terms_.data();
+    int count = 0;
+    for (; next_ < end_ && count < wanted; ++next_) {
+      for (uint64_t eight; next_ + 8 <= end_; next_ += 8) {
+        std::memcpy(&eight, search_.allowed + next_, 8);
+        if (eight) break;
+      }
+      if (next_ == end_) break;
+      if (!search_.allowed[next_]) continue;
+      std::copy_n(c.digits + next_ * c.depth, c.depth, digits_.data() + int64_t(count) * c.depth);
+      const float values[4] = {c.scale[next_], c.half[next_], c.residual[next_], c.norm[next_]};
+      for (int t = 0; t < 4; ++t) terms[t * kBlockRows + count] = values[t];
+      ids_[count++] = int32_t(next_);
+    }
+    block = {digits_.data(), terms, terms + kBlockRows, terms + 2 * kBlockRows, terms + 3 * kBlockRows, ids_.data(), 0,
+             count};
+    return count > 0;
+  }
+
+ private:
+  const ExactSearch& search_;
+  int64_t next_, end_;
+  bool first_ = true;
+  std::vector<int8_t> digits_;
+  std::vector<float> terms_;
+  std::vector<int32_t> ids_;
+};
+
+// Some queries against some rows.
+class Group {
+ public:
+  Group(const ExactSearch& search, const Tier& tier, int64_t begin, int64_t end, bool packed)
+      : search_(search), tier_(tier), begin_(begin), count_(int(end - begin)), packed_(packed) {
+    const Codes& codes = search.codes;
+    depth_ = codes.depth;
+    padded_ = (depth_ + kQueryAlign - 1) / kQueryAlign * kQueryAlign;
+    digits_.resize(size_t(count_) * padded_);
+    for (int j = 0; j < count_; ++j) {
+      const float* const query = row(j);
+      const int qmax = packed ? tier.query_qmax : 127;
+      queries_.push_back(encode_query(tier, codes, search.metric, query, qmax, digits_.data() + size_t(j) * padded_));
+      query_norms_.push_back(std::sqrt(tier.f32.dot(query, query, codes.features)));
+      lists_.emplace_back(search.k, to_rank(search.metric, search.radius), least_score(j));
+      if (!queries_[j].decided) continue;
+      largest_norm_ = std::max(largest_norm_, queries_[j].norm);
+      largest_error_ = std::max(largest_error_, queries_[j].residual / queries_[j].norm);
+    }
+    if (packed) pack();
+    hits_.resize(size_t(kPanel) * kBlockRows);
+    products_.resize(kBlockRows);
+    scratch_.resize(codes.features);
+  }
+
+  void run(int64_t begin, int64_t end) {
+    BlockReader reader(search_, begin, end);
+    Block block;
+    while (reader.read(block)) packed_ ? screen(block) : scan(block);
+  }
+
+  const std::vector<Neighbour>& finish(int j) {
+    return lists_[j].finish([&](int64_t row) { return measure(j, row); });
+  }
+
+ private:
+  const float* row(int j) const { return search_.queries + (begin_ + j) * search_.codes.features; }
+
+  // What a row within the radius scores at least, but for rounding; with cos, 1 - r <= q . x / |q| and so on.
+  double least_score(int j) const {
+    if (search_.radius == kInfinite) return -kInfinite;
+    const Codes& c = search_.codes;
+    double shift = 0, least, size;
+    if (search_.metric == Metric::kL2sq) {
+      double squares = 0;
+      for (int k = 0; k < c.features; ++k) {
+        const double z = (double(row(j)[k]) - c.centre[k]) * c.unit;
+        squares += z * z;
+      }
+      least = (squares - search_.radius * c.unit * c.unit) / 2;
+      size = squares + std::abs(search_.radius) * c.unit * c.unit;
+    } else {
+      for (int k = 0; k < c.features; ++k) shift += double(row(j)[k]) * c.centre[k];
+      const double length = query_norms_[j] > 0 ? query_norms_[j] : 1;
+      const double wanted = search_.metric == Metric::kCos ? 1 - search_.radius : (1 - search_.radius) / length;
+      least = (wanted - shift / length) * c.unit;
+      size = (1 + std::abs(wanted) + std::abs(shift / length)) * c.unit;
+      for (int k = 0; k < c.features; ++k) size += std::abs(double(c.centre[k])) * c.unit;
+    }
+    return least - size * 0x1p-30;
+  }
+
+  void pack() {
+    const int panels = (count_ + kPanel - 1) / kPanel;
+    panels_.resize(size_t(panels) * kPanel * depth_);
+    inverse_.assign(panels * kPanel, 1.0f);
+    thresholds_.assign(panels * kPanel, std::numeric_limits<float>::infinity());
+    std::vector<int8_t> rows(size_t(kPanel) * depth_);
+    for (int p = 0; p < panels; ++p) {
+      const int count = std::min(kPanel, count_ - p * kPanel);
+      for (int c = 0; c < count; ++c)
+        std::copy_n(digits_.data() + size_t(p * kPanel + c) * padded_, depth_, rows.data() + size_t(c) * depth_);
+      pack_panel(rows.data(), count, depth_, tier_.query_offset, panels_.data() + size_t(p) * kPanel * depth_);
+    }
+    for (int j = 0; j < count_; ++j) {
+      inverse_[j] = float(1 / queries_[j].scale);
+      thresholds_[j] = threshold(j);
+    }
+    ones_.assign(padded_, 0);
+    std::fill_n(ones_.begin(), depth_, int8_t(1));
+    // Digits of one query again, as precise as can be, for the rows that pass.
+    for (int j = 0; j < count_ && tier_.query_qmax < 127; ++j)
+      queries_[j] =
+          encode_query(tier_, search_.codes, search_.metric, row(j), 127, digits_.data() + size_t(j) * padded_);
+  }
+
+  // t / s' of (1), less its rounding.
+  float threshold(int j) const {
+    const double t = lists_[j].threshold();
+    if (!queries_[j].decided) return -std::numeric_limits<float>::infinity();
+    return float((t - 32 * kUnit * std::abs(t)) * inverse_[j]);
+  }
+
+  void screen(const Block& block) {
+    tier_.dots({block.digits, nullptr, block.count, depth_, ones_.data(), depth_, products_.data()});
+    RowBound bounds[kBlockRows];
+    for (int i = 0; i < block.count; ++i) {
+      const double n = block.norm[i], e = block.residual[i], h = block.half[i];
+      const double slack = largest_norm_ * (n * largest_error_ + e);
+      const double rounding = 32 * kUnit * (h + slack + largest_norm_ * n);
+      bounds[i] = {block.scale[i], float(h - slack - rounding), 0, -tier_.query_offset * products_[i]};
+    }
+    uint64_t masks[kBlockRows];
+    for (int begin = 0; begin < count_; begin += kPanel) {
+      const int count = std::min(kPanel, count_ - begin);
+      tier_.screen({block.digits, bounds, block.count, panels_.data() + size_t(begin) * depth_, inverse_.data() + begin,
+                    thresholds_.data() + begin, nullptr, depth_, masks, nullptr});
+      int hit_counts[kPanel] = {};
+      for (int i = 0; i < block.count; ++i)
+        for (uint64_t word = masks[i]; word; word &= word - 1) {
+          const int c = __builtin_ctzll(word);
+          hits_[c * kBlockRows + hit_counts[c]++] = i;
+        }
+      for (int c = 0; c < count; ++c) {
+        if (!hit_counts[c]) continue;
+        offer(block, begin + c, hits_.data() + c * kBlockRows, hit_counts[c]);
+        thresholds_[begin + c] = threshold(begin + c);
+      }
+    }
+  }
+
+  void scan(const Block& block) {
+    uint64_t masks[kBlockRows / kPanel];
+    for (int j = 0; j < count_; ++j) {
+      const Query& q = queries_[j];
+      const double inverse = 1 / q.scale, t = lists_[j].threshold();
+      const double threshold = q.decided ? (t - 32 * kUnit * std::abs(t)) * inverse : -q.residual;
+      tier_.scan({block.digits, block.scale, block.half, block.residual, block.norm, block.count, depth_,
+                  digits_.data() + size_t(j) * padded_, q.sum, float(threshold), float(inverse * (1 - 32 * kUnit)),
+                  float(q.norm * inverse * (1 + 32 * kUnit)),
+                  float((q.residual + 32 * kUnit * q.norm) * inverse * (1 + 32 * kUnit)), masks});
+      int count = 0;
+      for (int w = 0; w * kPanel < block.count; ++w)
+        for (uint64_t word = masks[w]; word; word &= word - 1) hits_[count++] = w * kPanel + __builtin_ctzll(word);
+      if (count) offer(block, j, hits_.data(), count);
+    }
+  }
+
+  // Bounds the scores of rows of the block that passed.
+  void offer(const Block& block, int j, const int32_t* ids, int count) {
+    const Query& q = queries_[j];
+    tier_.dots({block.digits, ids, count, depth_, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
+    const auto rank = [&](int64_t row) { return measure(j, row); };
+    for (int n = 0; n < count; ++n) {
+      const int64_t row = block.row(ids[n]);
+      const Bound bound = bound_score(search_.codes, q, row, products_[n]);
+      lists_[j].offer(row, bound.lower, bound.upper, rank);
+    }
+  }
+
+  Neighbour measure(int j, int64_t i) {
+    const float* const x = search_.vectors.row(i, scratch_.data());
+    return {rank_row(tier_, search_.metric, row(j), query_norms_[j], x, search_.codes.features),
+            search_.keys ? search_.keys[i] : i};
+  }
+
+  const ExactSearch& search_;
+  const Tier& tier_;
+  int64_t begin_;
+  int count_, depth_, padded_;
+  bool packed_;
+  double largest_norm_ = 0, largest_error_ = 0;
+  std::vector<Query> queries_;
+  std::vector<double> query_norms_;
+  std::vector<Shortlist> lists_;
+  std::vector<int8_t> digits_;  // (count, padded)
+  std::vector<uint8_t> panels_;
+  std::vector<float> inverse_, thresholds_;  // by column of the panels
+  std::vector<int8_t> ones_;
+  std::vector<int32_t> hits_, products_;
+  std::vector<float> scratch_;
+};
+
+}  // namespace
+
+std::vector<std::vector<Neighbour>> exact_search(const ExactSearch& s) {
+  const DefaultArithmetic arithmetic;
+  const Tier& tier = current_tier();
+  std::vector<std::vector<Neighbour>> results(s.query_count);
+  if (!s.query_count || !s.codes.rows) return results;
+  const bool packed = s.query_count > kFewQueries;
+  const double work = double(s.query_count) * double(s.codes.rows) * s.codes.depth;
+  const int threads = work < kSerialWork ? 1 : s.threads;
+  // Many queries are shared out among the threads; for few, each thread has a part of the rows.
+  const int64_t panels = (s.query_count + kPanel - 1) / kPanel;
+  const bool by_rows = panels < 4 * threads;
+  const int64_t per_group = kPanel * (by_rows ? kGroupPanels : std::clamp<int64_t>(panels / threads, 1, kGroupPanels));
+  const int64_t groups = (s.query_count + per_group - 1) / per_group;
+  const int64_t per_part = by_rows ? (s.codes.rows / threads + kPanel) / kPanel * kPanel : s.codes.rows;
+  const int64_t parts = (s.codes.rows + per_part - 1) / per_part;
+
+  std::vector<std::vector<std::vector<Neighbour>>> found(parts);
+  for (auto& part : found) part.resize(s.query_count);
+  share_out(threads, groups * parts, [&](int64_t task) {
+    const int64_t first = task / parts * per_group, last = std::min(first + per_group, s.query_count);
+    const int64_t part = task % parts;
+    Group group(s, tier, first, last, packed);
+    group.run(part * per_part, std::min((part + 1) * per_part, s.codes.rows));
+    for (int64_t j = first; j < last; ++j) found[part][j] = group.finish(int(j - first));
+  });
+  for (int64_t j = 0; j < s.query_count; ++j) {
+    std::vector<Neighbour>& all = results[j];
+    all = std::move(found[0][j]);
+    for (int64_t part = 1; part < parts; ++part) all.insert(all.end(), found[part][j].begin(), found[part][j].end());
+    if (parts > 1) std::sort(all.begin(), all.end());
+    if (int64_t(all.size()) > s.k) all.resize(s.k);
+  }
+  return results;
+}
+
+}  // namespace mmfast

@@ -1,0 +1,42 @@
+// Exact nearest neighbours, at the speed of 8-bit products.
+//
+// With the images of vectors.h, a row z = s u + r and a query q = s' u' + r', of which |r| <= e and |r'| <= e', obey
+//     |q . z - s s' (u . u')| <= |s u| e' + e |q|,
+// where u . u' is an exact int32. So a row's score lies within B = |s u| e' + e |q| of M = s s' (u . u') - h, h the
+// metric's |z|^2 / 2 or 0, and it certainly scores below a threshold t if M + B < t, that is, if
+//     h / s' + t / s' - (|s u| e' + e |q|) / s' >= s (u . u').                                             (1)
+// Many queries are packed into panels and screened by the kernel of the loss (tiers/screen.h); few go one by one
+// through the rows (tiers/dots.h). Rows that pass are bounded by M - B and M + B from above and below, and those that
+// can be among the k nearest are ranked in float64 by the rows as they were given (shortlist.h). Hence the answer
+// is that of a search in float64 through all rows.
+//
+// Rounding. (1) is evaluated in float32, u = 2^-24: constants that are off by a factor within 1 +- 4u, at most four
+// operations on a side, all of terms that are no larger than h, |t|, |s u| (e' + |q|) and e |q|: 32u times each of
+// these is taken off the left side. B is widened by 64u of the same, which covers the constants' own rounding.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "shortlist.h"
+#include "vectors.h"
+
+namespace mmfast {
+
+struct ExactSearch {
+  Vectors vectors;  // as they were given
+  Codes codes;      // their image
+  Metric metric;
+  const int64_t* keys;   // (rows,); null: their numbers
+  const bool* allowed;   // (rows,); null: all
+  const float* queries;  // (query_count, features) finite, under cos not zero
+  int64_t query_count;
+  int64_t k;      // at least 1
+  double radius;  // infinite: any distance
+  int threads;
+};
+
+// The k nearest rows of each query within the radius, in order.
+std::vector<std::vector<Neighbour>> exact_search(const ExactSearch& search);
+
+}  // namespace mmfast

@@ -1,0 +1,31 @@
+// Approximate nearest neighbours by walking a graph of neighbours: 8-bit products lead, float64 decides.
+//
+// The walk keeps the `expansion` nearest rows it has met, by the score of their digits (vectors.h), and goes on from
+// the nearest one it has not been at, until it has been at all of them. All links of one row are measured together,
+// their digits fetched ahead. What is left at the end is ranked by distances in float64, as far as the digits leave it
+// open (shortlist.h); that 8 bits order close rows wrongly costs no recall.
+//
+// The graph is the lowest layer of a hierarchical one. In place of its upper layers the walk begins at the nearest of
+// the first rows, which are a sample of all.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "exact_search.h"
+
+namespace mmfast {
+
+struct Links {
+  const int32_t* neighbours;  // (nodes, slots), in front those there are, then -1
+  const int32_t* copies;      // (rows,) the next row with the same vector, or -1; rows from `nodes` on are such copies
+  int64_t nodes;
+  int slots;
+  int entries;  // the first rows, where walks begin; at least 1
+};
+
+// As exact_search, for search.k and any radius; a query of which fewer than k rows were found gets those. `expansion`
+// is at least 1.
+std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& search, const Links& links, int expansion);
+
+}  // namespace mmfast

@@ -1,0 +1,95 @@
+// The rows that may be among the nearest of one query, and the nearest themselves.
+//
+// Each candidate comes with bounds of its score from the digits. The k-th largest lower bound so far is a threshold: a
+// row that certainly scores below it is not among the k nearest. What is left is measured in float64 at the end, or
+// whenever much of it has come together; nearest is who has the smaller rank (vectors.h), then the smaller key.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <vector>
+
+namespace mmfast {
+
+struct Neighbour {
+  double rank;
+  int64_t key;
+  bool operator<(const Neighbour& other) const { return rank < other.rank || (rank == other.rank && key < other.key); }
+};
+
+class Shortlist {
+ public:
+  static constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+
+  // The k nearest, or all, of rank `farthest` or less; no row that scores below `threshold` is one.
+  Shortlist(int64_t k, double farthest, double threshold) : k_(k), farthest_(farthest), threshold_(threshold) {}
+
+  double threshold() const { return threshold_; }
+
+  // `measure(row)` is the rank and the key.
+  template <class Measure>
+  void offer(int64_t row, double lower, double upper, const Measure& measure) {
+    if (upper < threshold_) return;
+    waiting_.push_back({row, upper});
+    if (k_ != kAll) raise(lower);
+    if (int64_t(waiting_.size()) < limit()) return;
+    drop();
+    if (int64_t(waiting_.size()) > limit() / 2) resolve(measure);
+  }
+
+  // Leaves nothing waiting, and sorts what was found.
+  template <class Measure>
+  const std::vector<Neighbour>& finish(const Measure& measure) {
+    drop();
+    resolve(measure);
+    std::sort(found_.begin(), found_.end());
+    return found_;
+  }
+
+ private:
+  struct Waiting {
+    int64_t row;
+    double upper;
+  };
+  static constexpr int64_t kLeastWaiting = 512;
+  int64_t limit() const { return k_ == kAll ? kLeastWaiting : std::max(kLeastWaiting, 4 * k_); }
+
+  void raise(double lower) {
+    if (int64_t(best_.size()) == k_) {
+      if (lower <= best_.front()) return;
+      std::pop_heap(best_.begin(), best_.end(), std::greater<double>());
+      best_.pop_back();
+    }
+    best_.push_back(lower);
+    std::push_heap(best_.begin(), best_.end(), std::greater<double>());
+    if (int64_t(best_.size()) == k_) threshold_ = std::max(threshold_, best_.front());
+  }
+
+  void drop() {
+    waiting_.erase(
+        std::remove_if(waiting_.begin(), waiting_.end(), [&](const Waiting& w) { return w.upper < threshold_; }),
+        waiting_.end());
+  }
+
+  template <class Measure>
+  void resolve(const Measure& measure) {
+    for (const Waiting& w : waiting_) {
+      const Neighbour n = measure(w.row);
+      if (n.rank <= farthest_) found_.push_back(n);
+    }
+    waiting_.clear();
+    if (int64_t(found_.size()) <= k_) return;
+    std::nth_element(found_.begin(), found_.begin() + k_, found_.end());
+    found_.resize(k_);
+  }
+
+  int64_t k_;
+  double farthest_, threshold_;
+  std::vector<double> best_;      // a heap of the k largest lower bounds, the smallest in front
+  std::vector<Waiting> waiting_;  // not measured yet
+  std::vector<Neighbour> found_;
+};
+
+}  // namespace mmfast

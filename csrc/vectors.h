@@ -1,0 +1,80 @@
+// Rows to be searched: as they were given, and their 8-bit image.
+//
+// Searching ranks a row x for a query q by a score, larger is nearer, in a frame that suits the rows, z = unit (x - c):
+//     cos, ip:  S = q . z,              since q . c is the same for all rows (cos: x has been scaled to unit length)
+//     l2sq:     S = q . z - |z|^2 / 2,  since |q - z|^2 = |q|^2 - 2 S (q in the frame as well)
+// The image of a row is z = s u + r with u of 8-bit integers and |r| <= e, as in screen.h. It is the same for every
+// tier, so that a file may hold it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tier.h"
+
+namespace mmfast {
+
+enum class Metric { kCos, kIp, kL2sq };
+enum class Scalar { kF32, kF16, kBf16, kI8 };
+
+// Rows as they were given: finite, and of a length whose square is a float.
+struct Vectors {
+  const void* data;  // (rows, features) contiguous
+  Scalar scalar;
+  int64_t rows;
+  int features;
+
+  // The row as floats: in place, or written to scratch, (features,).
+  const float* row(int64_t i, float* scratch) const;
+};
+
+// The 8-bit image of rows; where e is infinite the digits say nothing.
+struct Codes {
+  const int8_t* digits;   // (rows, depth), readable for 64 bytes more
+  const float* scale;     // (rows,) s; these four are readable up to the next multiple of 64 and 64 more
+  const float* half;      // |z|^2 / 2, or zeros where the metric has none
+  const float* residual;  // e
+  const float* norm;      // |s u|
+  const float* centre;    // (features,) c
+  double unit;            // a power of two
+  int64_t rows;
+  int features, depth;
+};
+
+constexpr int kQueryAlign = 64;  // what a query's digits are padded to with zeros
+
+// Bytes a row of digits takes: whole cache lines where that costs little.
+int code_depth(int features);
+
+// The frame from a sample of the rows.
+void choose_frame(const Vectors& vectors, Metric metric, float* centre, double* unit);
+
+// Writes digits, scale, half, residual and norm; centre and unit are given.
+void encode(const Vectors& vectors, Metric metric, const float* centre, double unit, int8_t* digits, float* scale,
+            float* half, float* residual, float* norm, int threads);
+
+// A query in the frame of the rows. Under cos and ip it is scaled to unit length.
+struct Query {
+  double scale, norm, residual;  // s, |q| and e, of the digits
+  int32_t sum;                   // of the digits
+  bool decided;                  // false: the digits say nothing
+};
+
+// Writes the digits, (depth rounded up to kQueryAlign,), with magnitudes up to qmax.
+Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const float* query, int qmax, int8_t* digits);
+
+// Between which the score of a row lies, by the product of its digits with the query's (exact_search.h).
+struct Bound {
+  double lower, upper;
+};
+Bound bound_score(const Codes& codes, const Query& query, int64_t row, int32_t product);
+
+// What rows are ranked by, in float64: -cos, -q . x or |q - x|^2. Under cos and ip the distance is 1 more, which would
+// round away the difference of two small products.
+double rank_row(const Tier& tier, Metric metric, const float* query, double query_norm, const float* row, int features);
+
+// The distance that belongs to a rank, and the other way round.
+double to_distance(Metric metric, double rank);
+double to_rank(Metric metric, double distance);
+
+}  // namespace mmfast

@@ -1,0 +1,181 @@
+"""Build the next segment from a state, while the state goes on serving and changing, and put it in its place.
+
+A fold takes the rows that are there when it begins. At the end it marks those that were removed meanwhile, and leaves
+in the tail those that were added. It runs in the background once the tail, which is searched row by row, or the removed
+rows, which are walked through for nothing, are many.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfast.search.interrupts import uninterrupted
+from mmfast.search.segment import Segment
+from mmfast.search.state import Part, State
+from mmfast.search.tail import Tail
+
+if TYPE_CHECKING:
+    from mmfast.search.index import Index
+
+# 10,000 rows of 384 features are searched in some 0.1 ms, as long as a walk takes through many more. A graph is built
+# anew whenever it would grow by a quarter, so that building stays a small multiple of building once.
+_LEAST_ROWS = 10_000
+_TAIL_SHARE = 4
+_REMOVED_SHARE = 2
+
+
+def is_due(state: State) -> bool:
+    """Tell whether a new graph would make searching faster."""
+    rows = len(state.main.segment) if state.main else 0
+    fresh = len(state.tail.segment) if state.tail else 0
+    removed = rows - state.main.size() if state.main and state.main.alive is not None else 0
+    return fresh > max(_LEAST_ROWS, rows // _TAIL_SHARE) or removed > max(_LEAST_ROWS, rows // _REMOVED_SHARE)
+
+
+class _Taken(NamedTuple):
+    """The rows that a fold begins with."""
+
+    keys: npt.NDArray[np.int64]
+    stored: npt.NDArray[Any]
+    main_rows: npt.NDArray[np.int64]  # of the main part, in order
+    tail_rows: npt.NDArray[np.int64]  # of the tail, in order, behind them
+    tail: Tail
+    tail_end: int  # rows that the tail had
+
+
+def _alive(part: Part | None) -> npt.NDArray[np.int64]:
+    if part is None:
+        return np.zeros(0, dtype=np.int64)
+    return np.arange(len(part.segment)) if part.alive is None else np.flatnonzero(part.alive)
+
+
+def _take(index: Index) -> _Taken:
+    with index._lock:
+        state, tail = index._state, index._tail
+    main_rows, tail_rows = _alive(state.main), _alive(state.tail)
+    parts = [(state.main, main_rows), (state.tail, tail_rows)]
+    chosen = [(part.segment, rows) for part, rows in parts if part is not None]
+    keys = np.concatenate([np.zeros(0, np.int64), *(segment.keys[rows] for segment, rows in chosen)])
+    stored = np.concatenate([segment.stored[rows] for segment, rows in chosen]) if chosen else np.zeros((0, index.ndim))
+    return _Taken(keys, stored, main_rows, tail_rows, tail, len(state.tail.segment) if state.tail else 0)
+
+
+def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
+    """Build a graph of all rows, in the caller's thread."""
+    taken = _take(index)
+    if len(taken.keys):
+        built = Segment.build(index._settings, taken.keys, taken.stored, threads, progress)
+        uninterrupted(index._lock, lambda: _install(index, taken, *built, threads))
+
+
+def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[np.int64] | None, threads: int) -> None:
+    """Put the segment in place of what it was made of; the caller holds the index's lock."""
+    now = index._state
+    same_tail = index._tail is taken.tail
+    alive = np.concatenate(
+        [
+            _still(now.main, taken.main_rows),
+            _still(now.tail if same_tail else None, taken.tail_rows),
+        ]
+    )
+    if order is not None:
+        alive = alive[order]
+    main = Part(segment, None if alive.all() else alive) if alive.any() else None
+    tail, left = Tail(index._settings), None
+    if now.tail is not None:
+        rows = _alive(now.tail)
+        rows = rows[rows >= taken.tail_end] if same_tail else rows
+        if len(rows):
+            left = Part(tail.append(now.tail.segment.keys[rows], now.tail.segment.stored[rows], threads))
+    index._tail, index._state = tail, State(main, left)
+
+
+def _still(part: Part | None, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    if part is None:
+        return np.zeros(len(rows), dtype=np.bool_)
+    return np.ones(len(rows), dtype=np.bool_) if part.alive is None else part.alive[rows]
+
+
+class _Abandoned(Exception):
+    """Nobody waits for the fold any more."""
+
+
+class Folder:
+    """Folds one index, one time after the other."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._running = threading.Lock()  # held while a thread is at it, or about to be
+        self.failure: BaseException | None = None
+        _folders.add(self)
+
+    def turn(self) -> threading.Lock:
+        """Return what must be held while folding."""
+        return self._turn
+
+    def reset(self) -> None:
+        """Forget the threads of a parent process."""
+        self._turn, self._running = threading.Lock(), threading.Lock()
+
+    def start(self, index: Index, threads: int) -> None:
+        """Fold in the background, unless that is under way."""
+        if _stopping.is_set() or not self._running.acquire(blocking=False):
+            return
+        thread = threading.Thread(
+            target=self._run, args=(weakref.ref(index), threads), name="mmfast-build", daemon=True
+        )
+        _threads.add(thread)
+        thread.start()
+
+    def _run(self, reference: weakref.ref[Index], threads: int) -> None:
+        def progress(_: int) -> None:
+            if reference() is None or _stopping.is_set():
+                raise _Abandoned
+
+        running = self._running
+        try:
+            with self._turn:
+                while (index := reference()) is not None and is_due(index._state):
+                    taken, settings = _take(index), index._settings
+                    del index
+                    built = Segment.build(settings, taken.keys, taken.stored, threads, progress)
+                    if (index := reference()) is not None:
+                        with index._lock:
+                            _install(index, taken, *built, threads)
+                    del index, taken, built
+        except _Abandoned:
+            return
+        except MemoryError as error:  # searches go on without; stats() tells
+            self.failure = error
+        finally:
+            running.release()
+
+
+_folders: weakref.WeakSet[Folder] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_stopping = threading.Event()
+
+
+def _stop() -> None:
+    """Let the threads end before the interpreter does: native code must not return into one that is gone."""
+    _stopping.set()
+    for thread in list(_threads):
+        thread.join()
+
+
+def _forget_parent() -> None:
+    for folder in list(_folders):
+        folder.reset()
+
+
+atexit.register(_stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)

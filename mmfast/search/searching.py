@@ -1,0 +1,115 @@
+"""Search the parts of a state and put together what they find."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfast.search.results import RangeResult
+from mmfast.search.state import Mask, Part, State
+from mmfast.search.tuning import choose
+
+Keys = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.float32]
+Queries = npt.NDArray[np.float32]
+
+_CANDIDATES = 8  # kept for each neighbour wanted, where the graph was never measured
+
+
+class Options(NamedTuple):
+    """How to search."""
+
+    recall: float
+    exact: bool
+    expansion: int | None
+
+
+class Filter:
+    """The keys that may be found: those of a boolean array indexed by key, or those listed."""
+
+    def __init__(self, mask: Mask | None = None, keys: Keys | None = None) -> None:
+        self._mask, self._keys = mask, keys
+
+    def rows(self, part: Part) -> Mask:
+        """Mark the rows of a part that are there and may be found."""
+        keys = part.segment.keys
+        if self._mask is not None:
+            if len(keys) and int(keys.max()) < len(self._mask):
+                allowed = self._mask[keys]
+            else:
+                within = keys < len(self._mask)
+                allowed = np.zeros(len(keys), dtype=np.bool_)
+                allowed[within] = self._mask[keys[within]]
+            return allowed if part.alive is None else allowed & part.alive
+        assert self._keys is not None
+        allowed = np.zeros(len(keys), dtype=np.bool_)
+        rows = part.locate(self._keys)
+        allowed[rows[rows >= 0]] = True
+        return allowed
+
+
+def nearest(
+    state: State, queries: Queries, k: int, options: Options, allowed: Filter | None, threads: int
+) -> tuple[Keys, Distances]:
+    """Return keys and distances (N, k), padded with -1 and +inf."""
+    parts = state.parts()
+    if not parts:
+        return np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf, np.float32)
+    several = len(parts) > 1
+    found = [_nearest_of(part, queries, k, options, allowed, several, threads) for part in parts]
+    if not several:
+        return found[0]
+    keys, ranks = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
+    order = np.lexsort((keys, ranks), axis=1)[:, :k]  # padding, at infinity, comes last
+    keys, ranks = np.take_along_axis(keys, order, 1), np.take_along_axis(ranks, order, 1)
+    metric = parts[0].segment.settings.metric
+    distances = ranks if metric == "l2sq" else 1 + ranks
+    if metric == "cos":
+        np.clip(distances, 0, 2, out=distances, where=np.isfinite(distances))
+    return keys, distances.astype(np.float32)
+
+
+def _nearest_of(
+    part: Part, queries: Queries, k: int, options: Options, allowed: Filter | None, ranked: bool, threads: int
+) -> tuple[Keys, npt.NDArray[Any]]:
+    """Return keys, and distances or the float64 that rows are ranked by."""
+    segment = part.segment
+    mask = part.alive if allowed is None else allowed.rows(part)
+    expansion = None if options.exact or segment.links is None else options.expansion
+    available = len(segment) if mask is None else int(np.count_nonzero(mask))
+    if segment.links is not None and expansion is None and not options.exact and k < available:
+        share = available / len(segment)
+        expansion = (
+            choose(segment.curve, len(queries), k, options.recall, share)
+            if segment.curve
+            else int(_CANDIDATES * k / share)
+        )
+    if expansion is None:
+        keys, distances = segment.rows.search(queries, k, mask, ranked, threads)
+        return keys, distances
+    keys, distances = segment.rows.graph_search(queries, k, max(expansion, k), mask, ranked, threads)
+    # Where links lead to the same few rows, or to many that may not be found, a walk ends before it has met enough.
+    if available:
+        short = np.flatnonzero(keys[:, min(k, available) - 1] < 0)
+        if len(short):
+            keys[short], distances[short] = segment.rows.search(queries[short], k, mask, ranked, threads)
+    return keys, distances
+
+
+def within(state: State, queries: Queries, radius: float, allowed: Filter | None, threads: int) -> RangeResult:
+    """Return all neighbours within the radius."""
+    found = []
+    for part in state.parts():
+        mask = part.alive if allowed is None else allowed.rows(part)
+        found.append(part.segment.rows.range_search(queries, radius, mask, threads))
+    if len(found) == 1:
+        return RangeResult(*found[0])
+    which = [np.repeat(np.arange(len(queries)), np.diff(offsets)) for offsets, _, _ in found]
+    query = np.concatenate([np.zeros(0, np.int64), *which])
+    keys = np.concatenate([np.zeros(0, np.int64), *(keys for _, keys, _ in found)])
+    distances = np.concatenate([np.zeros(0, np.float32), *(distances for _, _, distances in found)])
+    order = np.lexsort((keys, distances, query))
+    offsets = np.searchsorted(query[order], np.arange(len(queries) + 1)).astype(np.int64)
+    return RangeResult(offsets, keys[order], distances[order])

@@ -1,0 +1,101 @@
+"""Rows that never change: as they were stored, their 8-bit image, their keys and, where they are many, a graph."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfast import _C
+from mmfast.search import arrays
+from mmfast.search.graph import Links, Progress, plan_graph
+from mmfast.search.settings import Settings
+from mmfast.search.tuning import Curve, measure
+
+
+class Image(NamedTuple):
+    """The 8-bit image of rows (csrc/vectors.h)."""
+
+    digits: npt.NDArray[np.int8]
+    terms: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32]
+    unit: float
+
+
+def encode(stored: npt.NDArray[Any], settings: Settings, threads: int, like: Image | None = None) -> Image:
+    """Make the image of rows, in the frame of another where one is given."""
+    centre, unit = (like.centre, like.unit) if like else _C.search_frame(stored, settings.dtype, settings.metric)
+    digits, terms = _C.encode_rows(stored, settings.dtype, settings.metric, centre, unit, threads)
+    return Image(digits, terms, centre, unit)
+
+
+class Segment:
+    """Immutable, so any number of threads may search it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: npt.NDArray[np.int64],  # (N,) distinct
+        stored: npt.NDArray[Any],  # (N, ndim) in the storage dtype
+        image: Image,
+        links: Links | None = None,
+        curve: Curve | None = None,
+        built: float | None = None,
+    ) -> None:
+        self.settings, self.keys, self.stored, self.image, self.links = settings, keys, stored, image, links
+        self.curve, self.built = curve, built
+        self.rows: Any = _C.VectorSet(stored, settings.dtype, settings.metric, *image, keys)
+        if links:
+            self.rows.set_links(*links)
+
+    @classmethod
+    def build(
+        cls,
+        settings: Settings,
+        keys: npt.NDArray[np.int64],
+        stored: npt.NDArray[Any],
+        threads: int,
+        progress: Progress,
+    ) -> tuple[Segment, npt.NDArray[np.int64] | None]:
+        """Return a segment of these rows, and the order that they were brought into, if it is another."""
+        plan = plan_graph(stored, settings, threads, progress)
+        if plan is None:
+            return cls(settings, keys, stored, encode(stored, settings, threads)), None
+        keys, stored = keys[plan.order], stored[plan.order]
+        segment = cls(settings, keys, stored, encode(stored, settings, threads), plan.first)
+        allowed = np.ones(len(stored), dtype=np.bool_)
+        allowed[plan.held.start : plan.held.stop] = False
+        queries = arrays.widen(stored[plan.held.start : plan.held.stop], settings.dtype)
+        segment.curve = measure(segment.rows, queries, allowed, None, threads)
+        segment.built = time.time()
+        segment.links = plan.links
+        segment.rows.set_links(*plan.links)
+        return segment, plan.order
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.keys)
+
+    def measure(self, queries: npt.NDArray[np.float32], alive: npt.NDArray[np.bool_] | None, threads: int) -> None:
+        """Measure the graph by queries of the caller."""
+        self.curve = measure(self.rows, queries, alive, alive, threads)
+
+    def bytes(self) -> int:
+        """Return the memory that its arrays take, mapped or not."""
+        held = [self.keys, self.stored, self.image.digits, self.image.terms, self.image.centre]
+        return sum(each.nbytes for each in [*held, *(self.links[:2] if self.links else ())])
+
+    @cached_property
+    def _by_key(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self.keys, kind="stable")
+
+    def locate(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the last row of each key, or -1."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        at = np.searchsorted(self.keys, keys, side="right", sorter=self._by_key) - 1
+        rows = self._by_key[np.maximum(at, 0)]
+        return np.where(self.keys[rows] == keys, rows, -1)

@@ -1,0 +1,90 @@
+"""A state as the sections of a file, and back.
+
+The main part keeps its image and its graph. Rows of the tail are few, and encoded again when they are read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mmfast import _C
+from mmfast.search.arrays import KEY_LIMIT
+from mmfast.search.graph import Links
+from mmfast.search.segment import Image, Segment
+from mmfast.search.settings import Settings
+from mmfast.search.state import Part, State
+from mmfast.search.storage import Bytes
+from mmfast.search.tail import Tail
+from mmfast.search.tuning import Curve
+
+_STORED = {"f32": "<f4", "f16": "<f2", "bf16": "<i2", "i8": "<i1"}
+
+
+def pack_state(state: State) -> list[Bytes]:
+    """Return the sections: a description in JSON, then arrays in the order that :func:`unpack_state` reads them."""
+    described: dict[str, Any] = {"main": None, "tail": 0}
+    arrays: list[npt.NDArray[Any]] = []
+    if state.main:
+        segment = state.main.segment
+        described["main"] = {
+            "rows": len(segment),
+            "unit": segment.image.unit,
+            "removed": state.main.alive is not None,
+            "slots": segment.links.neighbours.shape[1] if segment.links else 0,
+            "nodes": len(segment.links.neighbours) if segment.links else 0,
+            "entries": segment.links.entries if segment.links else 0,
+            "curve": segment.curve.to_json() if segment.curve else None,
+            "built": segment.built,
+        }
+        arrays += [segment.keys, segment.stored, segment.image.digits, segment.image.terms, segment.image.centre]
+        if state.main.alive is not None:
+            arrays.append(state.main.alive)
+        if segment.links:
+            arrays += [segment.links.neighbours, segment.links.copies]
+    if state.tail:
+        alive = slice(None) if state.tail.alive is None else state.tail.alive
+        keys = state.tail.segment.keys[alive]
+        described["tail"] = len(keys)
+        arrays += [keys, state.tail.segment.stored[alive]]
+    return [
+        json.dumps(described).encode(),
+        *(np.ascontiguousarray(each).reshape(-1).view(np.uint8).data for each in arrays),
+    ]
+
+
+def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State, Tail]:
+    """Return the state and its tail; raise ValueError, KeyError or TypeError for sections that are not like that."""
+    described = json.loads(bytes(sections[0]))
+    left = iter(sections[1:])
+
+    def read(dtype: str, *shape: int) -> npt.NDArray[Any]:
+        return np.frombuffer(next(left, b""), dtype).reshape(shape)
+
+    main, ndim, tail = None, settings.ndim, Tail(settings)
+    if (told := described["main"]) is not None:
+        rows = told["rows"]
+        keys, stored = read("<i8", rows), read(_STORED[settings.dtype], rows, ndim)
+        digits, terms = read("<i1", rows * _C.code_depth(ndim) + 64), read("<f4", 4, (rows + 63) // 64 * 64 + 64)
+        image = Image(digits, terms, read("<f4", ndim), told["unit"])
+        alive = read("?", rows) if told["removed"] else None
+        links = None
+        if told["nodes"]:
+            neighbours = read("<i4", told["nodes"], told["slots"])
+            links = Links(neighbours, read("<i4", rows), told["entries"])
+        curve = Curve.from_json(told["curve"]) if told["curve"] else None
+        main = Part(Segment(settings, keys, stored, image, links, curve, told["built"]), alive)
+    fresh = None
+    if described["tail"]:
+        keys = read("<i8", described["tail"])
+        stored = read(_STORED[settings.dtype], described["tail"], ndim)
+        fresh = Part(tail.append(keys, stored, torch.get_num_threads()))
+    state = State(main, fresh)
+    held = np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in state.parts())])
+    if len(np.unique(held)) != len(held) or (len(held) and not 0 <= held.min() <= held.max() < KEY_LIMIT):
+        raise ValueError("its keys are repeated or out of range")
+    return state, tail

@@ -1,0 +1,116 @@
+"""Measure what recall a walk through the graph reaches in what time, and choose how to search.
+
+A graph is measured against the exact engine by rows of the same data that are not in it yet: for a row in the graph the
+walk would only have to find itself. A search then takes the fewest candidates that reached the wanted recall, or the
+exact engine where that is faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# Neighbours that recall is measured for. A search for other numbers takes the next larger, or is in proportion.
+_K = (10, 100)
+_EXPANSIONS = sorted({round(10 * 1.2**step) for step in range(26)})  # up to 954
+_SINGLE = 48  # queries timed one at a time
+_MANY = 64  # queries in a call: from here on they count as a batch
+
+
+class Point(NamedTuple):
+    """What a walk with so many candidates reaches."""
+
+    ef: int
+    recall: float
+    batch_seconds: float  # for a query of a batch
+    single_seconds: float  # for a query by itself
+
+
+class Curve(NamedTuple):
+    """The points for each number of neighbours, and the exact engine's time."""
+
+    points: dict[int, list[Point]]
+    exact_batch_seconds: float
+    exact_single_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` takes."""
+        return {
+            "points": {str(k): [list(point) for point in points] for k, points in self.points.items()},
+            "exact": [self.exact_batch_seconds, self.exact_single_seconds],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Curve:
+        """Make a curve again."""
+        points = {int(k): [Point(*point) for point in points] for k, points in value["points"].items()}
+        return cls(points, *value["exact"])
+
+
+Mask = npt.NDArray[np.bool_]
+
+
+def measure(
+    rows: Any, queries: npt.NDArray[np.float32], allowed: Mask | None, walked: Mask | None, threads: int
+) -> Curve | None:
+    """Measure the graph of ``rows`` against exact searches, each among the rows that may be found by it."""
+    if not len(queries):
+        return None
+    few = queries[:_SINGLE]
+    exact_batch = _seconds(lambda: rows.search(queries, _K[0], None, False, threads)) / len(queries)
+    exact_single = _seconds(lambda: [rows.search(few[i : i + 1], _K[0], None, False, threads) for i in range(4)]) / 4
+    points = {}
+    for k in _K:
+        asked = queries if k == _K[0] else queries[: max(1, len(queries) // 4)]
+        truth, _ = rows.search(asked, k, allowed, False, threads)
+        points[k] = list(_walks(rows, asked, few, truth, walked, exact_batch, threads))
+    return Curve(points, exact_batch, exact_single)
+
+
+def _walks(
+    rows: Any,
+    queries: npt.NDArray[np.float32],
+    few: npt.NDArray[np.float32],
+    truth: npt.NDArray[np.int64],
+    allowed: Mask | None,
+    exact_seconds: float,
+    threads: int,
+) -> Iterator[Point]:
+    """Walk with more and more candidates, until nearly all neighbours are found or the exact engine is faster."""
+    k = truth.shape[1]
+    for expansion in (each for each in _EXPANSIONS if each >= k):
+        begin = time.perf_counter()
+        found, _ = rows.graph_search(queries, k, expansion, allowed, False, threads)
+        batch = (time.perf_counter() - begin) / len(queries)
+        single = _seconds(lambda: rows.graph_search(few, k, expansion, allowed, False, 1)) / len(few)  # noqa: B023
+        recall = float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())
+        yield Point(expansion, recall, batch, single)
+        if recall > 0.999 or min(batch, single) > 2 * exact_seconds:
+            return
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def choose(curve: Curve, queries: int, k: int, recall: float, share: float) -> int | None:
+    """Choose with how many candidates to walk, for a number of queries; None: the exact engine is to search.
+
+    A ``share`` of the rows may be found: a walk meets as many others, and the exact engine looks at no others.
+    """
+    measured = next((each for each in _K if k <= each), _K[-1])
+    factor = max(k / measured, 1) / share
+    batch = queries >= _MANY
+    exact = (curve.exact_batch_seconds if batch else curve.exact_single_seconds) * share
+    for point in curve.points[measured]:
+        if point.recall < recall:
+            continue
+        walk = (point.batch_seconds if batch else point.single_seconds) * factor
+        return max(int(point.ef * factor), k) if walk < exact else None
+    return None

@@ -1,0 +1,416 @@
+"""The index's two engines and its parts: filters, radii, replacing, and graphs that are built while it is in use."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmfast import Index
+from mmfast.search import folding, searching, tuning
+from mmfast.search.graph import EXACT_ROWS
+from mmfast.search.segment import Segment
+from tests.test_index import gaussian, true_distances
+
+COUNT = EXACT_ROWS + 500
+
+
+def clustered(rows: int, ndim: int, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((40, ndim))
+    return (centres[rng.integers(0, 40, rows)] + 0.4 * rng.standard_normal((rows, ndim))).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["cos", "ip", "l2sq"])
+def parts(request: pytest.FixtureRequest) -> tuple[Index, dict[int, Any]]:
+    """Return an index of a graph, a tail and removed rows, and what it holds."""
+    rows = clustered(COUNT + 300, 12)
+    index = Index(12, request.param, "f32")
+    index.add(np.arange(COUNT) * 2, rows[:COUNT])
+    index.build()
+    index.add(np.arange(COUNT, COUNT + 300) * 2, rows[COUNT:])
+    gone = np.arange(0, COUNT + 300, 7) * 2
+    index.remove(gone)
+    held = {2 * i: row for i, row in enumerate(rows) if i % 7}
+    stats = index.stats()
+    assert (stats["rows"], stats["rows"]) == (len(index), len(held))
+    assert stats["graph"] > EXACT_ROWS > 300 > stats["tail"] > 0
+    assert stats["removed"] == len(gone)
+    return index, held
+
+
+def brute_force(index: Index, held: dict[int, Any], queries: Any, allowed: set[int] | None = None) -> Any:
+    """Return the keys by distance, and all distances."""
+    keys = np.array([key for key in held if allowed is None or key in allowed], dtype=np.int64)
+    if not len(keys):
+        return np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0))
+    truth = true_distances(queries, np.stack([held[key] for key in keys.tolist()]), index.metric)
+    order = np.argsort(truth, axis=1)
+    return keys[order], np.take_along_axis(truth, order, axis=1)
+
+
+def test_the_engines_agree(parts: tuple[Index, dict[int, Any]]) -> None:
+    index, held = parts
+    queries = clustered(120, 12, seed=5)
+    keys, truth = brute_force(index, held, queries)
+    exact = index.search(queries, 10, exact=True)
+    np.testing.assert_array_equal(exact.keys, keys[:, :10])
+    np.testing.assert_allclose(exact.distances, truth[:, :10], rtol=1e-5, atol=1e-5)
+    walked = index.search(queries, 10, ef=300)
+    assert (walked.keys == exact.keys).mean() > 0.97
+    same = walked.keys == exact.keys
+    np.testing.assert_array_equal(walked.distances[same], exact.distances[same])  # ranked by the same numbers
+    assert (walked.keys == index.search(queries[:, None][:, 0], 10, ef=300).keys).all()
+    for one in (0, 7):
+        np.testing.assert_array_equal(index.search(queries[one], 10, ef=300).keys, walked.keys[one])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.05, 0.6])
+@pytest.mark.parametrize("options", [{"ef": 12}, {"exact": True}, {}])
+def test_filters(parts: tuple[Index, dict[int, Any]], share: float, options: dict[str, Any]) -> None:
+    index, held = parts
+    rng = np.random.default_rng(1)
+    mask = rng.random(2 * (COUNT + 300)) < share
+    mask[[0, 14]] = True  # removed keys
+    listed = np.flatnonzero(mask)
+    allowed = set(listed.tolist()) & set(held)
+    queries = clustered(40, 12, seed=6)
+    keys, _ = brute_force(index, held, queries, allowed)
+    count = min(10, len(allowed))
+    variants: list[Any] = [
+        mask,
+        torch.from_numpy(mask),
+        listed,
+        listed.tolist(),
+        set(listed.tolist()),
+        mask[: listed[-1] + 1],
+    ]
+    for where in variants:
+        found = index.search(queries, 10, where=where, **options).keys
+        assert (found[:, count:] == -1).all()
+        assert set(found[:, :count].ravel().tolist()) <= allowed  # and never fewer than there are
+        assert all(len(set(row)) == count for row in found[:, :count].tolist())
+        if options.get("exact") or not allowed:
+            np.testing.assert_array_equal(found[:, :count], keys[:, :count])
+    assert (index.search(queries, 3, where=[]).keys == -1).all()
+
+
+def test_radii(parts: tuple[Index, dict[int, Any]]) -> None:
+    index, held = parts
+    queries = clustered(25, 12, seed=7)
+    keys, truth = brute_force(index, held, queries)
+    # Between two distances, since float64 sums in another order here.
+    for radius in (truth.min() - 1, truth[:, 20:22].mean(), truth[0, 500:502].mean(), truth.max() + 1):
+        found = index.range_search(queries, radius)
+        assert found.offsets[0] == 0
+        for i, (begin, end) in enumerate(zip(found.offsets, found.offsets[1:], strict=False)):
+            expected = keys[i][truth[i] <= radius]
+            assert set(found.keys[begin:end].tolist()) == set(expected.tolist())
+            assert (np.diff(found.distances[begin:end]) >= 0).all()
+    where = list(held)[:50]
+    assert set(index.range_search(queries, truth.max() + 1, where=where).keys.tolist()) == set(where)
+    assert index.range_search(queries[0], radius).offsets.tolist() == [0, len(held)]
+
+
+def test_radius_of_an_empty_index() -> None:
+    found = Index(3).range_search(np.ones((2, 3)), 1.0)
+    assert (found.offsets.tolist(), len(found.keys), len(found.distances)) == ([0, 0, 0], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda index, q: index.range_search(q, "1"), TypeError, "radius must be a number"),
+        (lambda index, q: index.range_search(q, np.nan), ValueError, "radius must be finite"),
+        (lambda index, q: index.range_search(q, np.inf), ValueError, "radius must be finite"),
+        (lambda index, q: index.search(q, 1, recall=0), ValueError, "recall must be above 0"),
+        (lambda index, q: index.search(q, 1, recall=95), ValueError, "at most 1, got 95"),
+        (lambda index, q: index.search(q, 1, recall=None), TypeError, "recall must be a number"),
+        (lambda index, q: index.search(q, 1, ef=0), ValueError, "ef must be from 1"),
+        (lambda index, q: index.search(q, 1, ef=2.0), TypeError, "ef must be an int"),
+        (lambda index, q: index.search(q, 1, where="abc"), TypeError, "where must be"),
+        (lambda index, q: index.search(q, 1, where=[1.0]), TypeError, "where must be integers"),
+        (lambda index, q: index.search(q, 1, where=[1, 1]), ValueError, "where must be distinct"),
+        (lambda index, q: index.search(q, 1, where=np.ones((2, 2), dtype=bool)), ValueError, "where must have shape"),
+        (lambda index, q: index.search(q, 1, exact=1), TypeError, "exact must be True or False"),
+        (lambda index, q: index.get([5]), KeyError, "does not hold the keys 5"),
+        (lambda index, q: index.tune(q[None][:0]), ValueError, "queries must be some"),
+    ],
+)
+def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(Index(3), np.ones(3))
+
+
+def test_upsert_replaces_and_adds() -> None:
+    index, rows = Index(4, "l2sq", "f32"), gaussian(60, 4)
+    index.upsert(range(40), rows[:40])
+    index.build()
+    index.upsert(range(20, 60), rows[20:][::-1].copy())
+    expected = np.concatenate([rows[:20], rows[20:][::-1]])
+    assert len(index) == 60
+    np.testing.assert_array_equal(index.get(range(60)), expected)
+    np.testing.assert_array_equal(index.search(expected, 1, exact=True).keys[:, 0], range(60))
+    assert sorted(index.keys().tolist()) == list(range(60))
+    index.upsert(range(60), rows)  # all of the graph's rows are gone
+    np.testing.assert_array_equal(index.get(range(60)), rows)
+    index.build()
+    np.testing.assert_array_equal(index.get(range(60)), rows)
+
+
+def test_changes_while_a_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = clustered(COUNT + 40, 6)
+    index = Index(6, "l2sq", "f32")
+    index.add(range(COUNT), rows[:COUNT])
+    real = Segment.build
+    observed: list[Any] = []
+
+    def build(*arguments: Any) -> Any:
+        built = real(*arguments)
+        index.remove(range(50))
+        index.add(range(COUNT, COUNT + 20), rows[COUNT : COUNT + 20])
+        index.upsert(range(100, 110), rows[COUNT + 20 : COUNT + 30])
+        index.remove([105, COUNT])
+        index.add([0], rows[:1])
+        observed.append(index.search(rows, 1, exact=True).keys[:, 0])
+        return built
+
+    monkeypatch.setattr(Segment, "build", build)
+    for _ in range(2):  # the second time the rows come from both parts
+        index.build()
+        np.testing.assert_array_equal(index.search(rows, 1, exact=True).keys[:, 0], observed[-1])
+        assert len(index) == len(set(index.keys().tolist())) == COUNT - 49 + 19 - 1
+        assert index.stats()["tail"] > 0
+        index.remove(range(COUNT + 1, COUNT + 20))
+        index.add(range(1, 50), rows[1:50])
+        index.upsert([COUNT, 105], rows[[COUNT, 105]])
+        index.remove([COUNT])
+
+
+def test_a_tail_that_was_emptied_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gaussian(30, 6)
+    index = Index(6, "l2sq", "f32")
+    index.add(range(10), rows[:10])
+    real = Segment.build
+
+    def build(*arguments: Any) -> Any:
+        built = real(*arguments)
+        index.remove(range(10))
+        index.add(range(5, 15), rows[15:25])
+        return built
+
+    monkeypatch.setattr(Segment, "build", build)
+    index.build()
+    assert sorted(index.keys().tolist()) == list(range(5, 15))
+    np.testing.assert_array_equal(index.get(range(5, 15)), rows[15:25])
+
+
+def test_a_graph_is_built_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "_LEAST_ROWS", 1000)
+    index, rows = Index(6), clustered(COUNT + 2000, 6)
+    index.add(range(COUNT), rows[:COUNT])
+    wait(lambda: index.stats()["tail"] == 0)
+    assert index.stats()["graph"] == COUNT
+    assert index.stats()["built"] <= time.time()
+    index.add(range(COUNT, COUNT + 1500), rows[COUNT : COUNT + 1500])
+    wait(lambda: index.stats()["graph"] == COUNT + 1500)
+    index.remove(range(COUNT))
+    wait(lambda: index.stats()["removed"] == 0)
+    assert len(index) == 1500
+
+
+def wait(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_index_that_is_dropped_stops_building(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "_LEAST_ROWS", 100)
+    started, dropped = threading.Event(), threading.Event()
+    real, counts = Segment.build, []
+
+    def build(settings: Any, keys: Any, stored: Any, threads: int, progress: Any) -> Any:
+        def noting(count: int) -> None:
+            counts.append(count)
+            started.set()
+            assert dropped.wait(30)
+            progress(count)
+
+        return real(settings, keys, stored, threads, noting)
+
+    monkeypatch.setattr(Segment, "build", build)
+    index = Index(6)
+    index.add(range(COUNT), gaussian(COUNT, 6))
+    assert started.wait(30)
+    del index
+    gc.collect()
+    dropped.set()
+    for thread in list(folding._threads):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert counts == [0]
+
+
+@pytest.mark.parametrize("moment", ["while it builds", "in a child"])
+def test_the_interpreter_ends_cleanly(moment: str) -> None:
+    program = """
+import os, sys, numpy as np, mmfast
+from mmfast.search import folding
+folding._LEAST_ROWS = 1000
+index = mmfast.Index(32)
+index.add(range(12_000), np.random.default_rng(0).standard_normal((12_000, 32)))
+if sys.argv[1] == "in a child":
+    child = os.fork()
+    if not child:
+        index.add(70_000, np.ones(32))
+        assert index.search(np.ones((3, 32)), 1).keys[0] == 70_000
+        index.remove(range(10_000))
+        index.build()
+        assert len(index) == 2001 and index.search(np.ones(32), 1).keys[0] == 70_000
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    if moment == "in a child" and not hasattr(os, "fork"):
+        pytest.skip("no fork")
+    done = subprocess.run([sys.executable, "-c", program, moment], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_recall_is_what_was_asked_for() -> None:
+    rows = clustered(9000, 24)
+    index = Index(24, "cos", "bf16")
+    index.add(range(8000), rows[:8000])
+    index.build()
+    curve = index.recall_curve()
+    assert set(curve) == {10, 100}
+    recalls = [point.recall for point in curve[10]]
+    assert recalls == sorted(recalls) or np.diff(recalls).min() > -0.01
+    truth = index.search(rows[8000:], 10, exact=True).keys
+    for wanted in (0.8, 0.95):
+        found = index.search(rows[8000:], 10, recall=wanted).keys
+        recall = (found[:, :, None] == truth[:, None, :]).any(axis=2).mean()
+        assert recall > wanted - 0.03  # the standard error of what was measured and of this is below 0.01
+    # Queries of another kind.
+    odd = gaussian(400, 24, seed=9)
+    index.tune(odd)
+    truth = index.search(odd, 10, exact=True).keys
+    found = index.search(odd, 10, recall=0.9).keys
+    assert (found[:, :, None] == truth[:, None, :]).any(axis=2).mean() > 0.87
+    assert index.recall_curve() != curve
+
+
+def test_the_choice_of_an_engine() -> None:
+    points = [tuning.Point(10, 0.9, 1e-5, 4e-5), tuning.Point(40, 0.97, 4e-5, 9e-5)]
+    curve = tuning.Curve({10: points, 100: [tuning.Point(200, 0.99, 9e-5, 2e-4)]}, 8e-5, 1e-3)
+    assert tuning.Curve.from_json(curve.to_json()) == curve
+    for (queries, k, recall, share), expected in {
+        (1000, 10, 0.9, 1.0): 10,
+        (1000, 5, 0.95, 1.0): 40,
+        (1000, 10, 0.98, 1.0): None,  # never reached
+        (1, 10, 0.95, 0.5): 80,  # half of what a walk meets may be found
+        (1, 10, 0.95, 0.1): None,  # few rows are faster looked through
+        (1000, 100, 0.9, 1.0): None,  # slower than the exact engine
+        (1, 100, 0.9, 1.0): 200,
+        (1, 200, 0.9, 1.0): 400,
+    }.items():
+        assert tuning.choose(curve, queries, k, recall, share) == expected
+
+
+def test_a_graph_in_pieces_finds_as_many_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(4, "l2sq", "f32")
+    rows = gaussian(COUNT, 4)
+    index.add(range(COUNT), rows)
+    index.build()
+    main = index._state.main
+    assert main is not None
+    assert main.segment.links is not None
+    alone = main.segment.links._replace(neighbours=np.full((COUNT, 32), -1, dtype=np.int32))
+    main.segment.rows.set_links(*alone)  # walks end at the first rows
+    found = index.search(rows[:50], 300, ef=300)
+    np.testing.assert_array_equal(found.keys, index.search(rows[:50], 300, exact=True).keys)
+
+
+def test_links_are_checked() -> None:
+    index = Index(4)
+    index.add(range(COUNT), gaussian(COUNT, 4))
+    index.build()
+    main = index._state.main
+    assert main is not None
+    neighbours, copies, entries = main.segment.links or (None,) * 3
+    assert neighbours is not None
+    assert copies is not None
+    bad = neighbours.copy()
+    bad[3, 1] = COUNT
+    loop = copies.copy()
+    loop[5] = 5
+    for links in ((bad, copies, entries), (neighbours, loop, entries), (neighbours, copies, 0),
+                  (neighbours, copies[:-1], entries), (neighbours, copies, COUNT + 1)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"link|copy|entries|copies"):
+            main.segment.rows.set_links(*links)
+
+
+@pytest.mark.slow
+def test_many_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rows that stay are found by whoever looks, whatever the others do meanwhile.
+    monkeypatch.setattr(folding, "_LEAST_ROWS", 1500)
+    steady, ndim = clustered(3000, 8), 8
+    index = Index(ndim, "l2sq", "f32")
+    index.add(range(3000), steady)
+    failures: list[BaseException] = []
+    end = time.monotonic() + 40
+
+    def guarded(work: Any, number: int) -> None:
+        rng = np.random.default_rng(number)
+        try:
+            while time.monotonic() < end:
+                work(rng, number)
+        except BaseException as error:
+            failures.append(error)
+
+    def write(rng: Any, number: int) -> None:
+        keys = rng.choice(2000, rng.integers(1, 400), replace=False) + 10_000 * (number + 1)
+        index.upsert(keys, 50 + rng.standard_normal((len(keys), ndim)))
+        index.remove(keys[: len(keys) // 2])
+
+    def read(rng: Any, number: int) -> None:
+        chosen = rng.choice(3000, rng.integers(1, 100), replace=False)
+        for options in ({"exact": True}, {"ef": 200}):
+            found = index.search(steady[chosen], 1, **options)
+            assert (found.distances == 0).mean() > (0.9 if "ef" in options else 0.9999)
+        where = rng.random(3000) < 0.1
+        found = index.search(steady[chosen], 5, where=where)
+        assert where[found.keys].all()
+
+    def save(rng: Any, number: int) -> None:
+        index.save(tmp_path / f"{number}")
+        loaded = Index.load(tmp_path / f"{number}")
+        assert (loaded.search(steady[:50], 1, exact=True).distances == 0).all()
+
+    works = [write] * 5 + [read] * 9 + [save] * 2
+    threads = [threading.Thread(target=guarded, args=(work, i)) for i, work in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert index.stats()["built"] is not None
+    assert np.isin(np.arange(3000), index.keys()).all()
+
+
+def test_masks_shorter_than_the_keys() -> None:
+    index = Index(2)
+    index.add([1, 5], np.eye(2))
+    part = index._state.parts()[0]
+    assert searching.Filter(mask=np.array([True, True])).rows(part).tolist() == [True, False]
+    assert searching.Filter(mask=np.zeros(0, dtype=bool)).rows(part).tolist() == [False, False]
