@@ -1,0 +1,345 @@
+"""Conditions on metadata, written in Python and carried out by SQLite.
+
+A condition is a small tree. Each leaf becomes SQL that is true or false, never NULL, so that ``~`` is an exact
+complement and ``&`` and ``|`` mean what they say. Names and values travel as parameters, never in the text of the SQL.
+
+Types are JSON's: a number equals no string and no truth value, though SQLite would read ``true`` as 1 and an array as a
+string. Two real numbers are compared after one and the same conversion from their text, since SQLite's may differ from
+Python's in the last digit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+
+Scalar = bool | int | float | str
+
+_KINDS = {"number": "IN ('integer', 'real')", "text": "= 'text'"}
+_ORDERINGS = ("<", "<=", ">", ">=")
+
+
+def col(name: str | Sequence[str]) -> Column:
+    """Name a column of the metadata, to build a condition with.
+
+    ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` compare with a value; :meth:`Column.is_in`, :meth:`Column.between`,
+    :meth:`Column.is_null`, :meth:`Column.contains` and :meth:`Column.startswith` do what they say. Conditions combine
+    with ``&``, ``|`` and ``~``, and need parentheses around comparisons.
+
+    A comparison holds where the row has a value of the same kind, number, string or truth value, that fulfils it.
+    ``!=`` and ``~`` are exact complements, so they hold also for rows without the column. ``== None`` means
+    :meth:`Column.is_null`. Strings compare by code point, and case matters.
+
+    Parameters
+    ----------
+    name : str, or sequence of str
+        Dots lead into nested objects: ``col("author.name")``. Names that contain dots go in a sequence of steps,
+        ``col(["author", "e.mail"])``.
+
+    Returns
+    -------
+    Column
+
+    Raises
+    ------
+    TypeError
+        If the name is no string.
+    ValueError
+        If it is empty, or has quotation marks, backslashes or control characters, which JSON paths cannot express.
+
+    Examples
+    --------
+    >>> from mmfast.search.conditions import col
+    >>> (col("year") > 2019) & ~col("author.name").startswith("A")
+    (col('year') > 2019) & ~col('author.name').startswith('A')
+    >>> 1990 <= col("year") < 2000
+    Traceback (most recent call last):
+    TypeError: a condition has no truth value: write & | ~ for and, or, not, with parentheses around comparisons, and \
+col.between(a, b) for a <= col <= b
+    """
+    return Column(json_path(name), repr(name if isinstance(name, str) else list(name)))
+
+
+def json_path(name: str | Sequence[str]) -> str:
+    """Return the SQLite JSON path of a column."""
+    if not isinstance(name, str) and not (isinstance(name, Sequence) and all(isinstance(step, str) for step in name)):
+        raise TypeError(f"a column's name must be a string or a sequence of strings, got {name!r}")
+    steps = name.split(".") if isinstance(name, str) else list(name)
+    if not steps or not all(steps):
+        raise ValueError(f"a column's name must not be empty, nor any step between its dots, got {name!r}")
+    for step in steps:
+        if any(character in '"\\' or character < " " for character in step) or not encodable(step):
+            raise ValueError(
+                f"a column's name must not have quotation marks, backslashes, control characters or lone surrogates, "
+                f"got {name!r}"
+            )
+    return "$" + "".join(f'."{step}"' for step in steps)
+
+
+class Condition:
+    """What :func:`col` and its comparisons build; combine with ``&``, ``|`` and ``~``."""
+
+    def __and__(self, other: Condition) -> Condition:
+        return _combine("AND", self, other)
+
+    def __or__(self, other: Condition) -> Condition:
+        return _combine("OR", self, other)
+
+    def __invert__(self) -> Condition:
+        return self.condition if isinstance(self, _Not) else _Not(self)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            "a condition has no truth value: write & | ~ for and, or, not, with parentheses around comparisons, and "
+            "col.between(a, b) for a <= col <= b"
+        )
+
+    def sql(self, expressions: Mapping[str, str]) -> tuple[str, list[object]]:
+        """Return SQL over the column ``metadata`` and its parameters.
+
+        ``expressions`` gives the SQL by which an indexed path is to be extracted, so that SQLite finds the index.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column of the metadata, as :func:`col` names it."""
+
+    path: str
+    name: str
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> Condition:  # type: ignore[override]
+        return self.is_null() if other is None else self._test("=", other)
+
+    def __ne__(self, other: object) -> Condition:  # type: ignore[override]
+        return ~(self == other)
+
+    def __lt__(self, other: object) -> Condition:
+        return self._test("<", other)
+
+    def __le__(self, other: object) -> Condition:
+        return self._test("<=", other)
+
+    def __gt__(self, other: object) -> Condition:
+        return self._test(">", other)
+
+    def __ge__(self, other: object) -> Condition:
+        return self._test(">=", other)
+
+    def is_null(self) -> Condition:
+        """Hold where the row has no such column, or null in it."""
+        return _Null(self)
+
+    def is_in(self, values: Iterable[object]) -> Condition:
+        """Hold where the column equals one of ``values``, however many; None among them means :meth:`is_null`."""
+        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+            raise TypeError(f"{self!r}.is_in needs a list of values, got {values!r}; write [{values!r}]")
+        given = list(values)
+        return _In(self, tuple(_scalar(self, value) for value in given if value is not None), None in given)
+
+    def between(self, low: object, high: object) -> Condition:
+        """Hold where low <= column <= high."""
+        return (self >= low) & (self <= high)
+
+    def contains(self, text: str) -> Condition:
+        """Hold where the column is a string with ``text`` in it."""
+        return self._test("contains", _text(self, "contains", text))
+
+    def startswith(self, text: str) -> Condition:
+        """Hold where the column is a string that begins with ``text``."""
+        return self._test("startswith", _text(self, "startswith", text))
+
+    def _test(self, operator: str, other: object) -> Condition:
+        value = _scalar(self, other)
+        if isinstance(value, bool) and operator != "=":
+            raise TypeError(f"{self!r} {operator} {other!r}: truth values have no order; compare with == or !=")
+        return _Test(self, operator, value)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is a column, not a condition: compare it, as in {self!r} == True")
+
+    def _needs_parentheses(self, other: object) -> NoReturn:
+        raise TypeError(
+            f"& and | bind tighter than comparisons: put parentheses around them, as in ({self!r} == 1) & (...)"
+        )
+
+    __and__ = __rand__ = __or__ = __ror__ = _needs_parentheses
+
+    def __repr__(self) -> str:
+        return f"col({self.name})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Test(Condition):
+    """One comparison with one value."""
+
+    column: Column
+    operator: str
+    value: Scalar
+
+    def sql(self, expressions: Mapping[str, str]) -> tuple[str, list[object]]:
+        path = self.column.path
+        if isinstance(self.value, bool):
+            return "json_type(metadata, ?) IS ?", [path, "true" if self.value else "false"]
+        kind = _KINDS["text" if isinstance(self.value, str) else "number"]
+        parameters: list[object] = [path, path]
+        if path in expressions:
+            extracted = expressions[path]
+        else:
+            extracted = "json_extract(metadata, ?)"
+            parameters.append(path)
+        text, values = self._compared(extracted)
+        # IS NOT NULL first: where the path leads nowhere, false AND NULL is false.
+        sql = f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) {kind} AND {text})"
+        return sql, [*parameters, *values]
+
+    def _compared(self, extracted: str) -> tuple[str, list[object]]:
+        if self.operator == "contains":
+            return f"instr({extracted}, ?) > 0", [self.value]
+        if self.operator == "startswith":
+            return f"substr({extracted}, 1, length(?)) = ?", [self.value, self.value]
+        if isinstance(self.value, float) and math.isfinite(self.value):
+            return f"{extracted} {self.operator} json_extract(?, '$')", [repr(self.value)]
+        return f"{extracted} {self.operator} ?", [self.value]
+
+    def __repr__(self) -> str:
+        if self.operator in ("contains", "startswith"):
+            return f"{self.column!r}.{self.operator}({self.value!r})"
+        return f"({self.column!r} {'==' if self.operator == '=' else self.operator} {self.value!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Null(Condition):
+    column: Column
+
+    def sql(self, expressions: Mapping[str, str]) -> tuple[str, list[object]]:
+        return "COALESCE(json_type(metadata, ?), 'null') = 'null'", [self.column.path]
+
+    def __repr__(self) -> str:
+        return f"{self.column!r}.is_null()"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _In(Condition):
+    column: Column
+    values: tuple[Scalar, ...]
+    null: bool
+
+    def sql(self, expressions: Mapping[str, str]) -> tuple[str, list[object]]:
+        # Each list is one parameter, as JSON: SQLite limits the number of parameters.
+        numbers = [v for v in self.values if not isinstance(v, (bool, str)) and math.isfinite(v)]
+        texts = [v for v in self.values if isinstance(v, str)]
+        path = self.column.path
+        extracted, own = expressions.get(path, "json_extract(metadata, ?)"), [] if path in expressions else [path]
+        parts: list[str] = []
+        parameters: list[object] = []
+        for kind, values in (("number", numbers), ("text", texts)):
+            if values:
+                parts.append(
+                    f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) {_KINDS[kind]} "
+                    f"AND {extracted} IN (SELECT value FROM json_each(?)))"
+                )
+                parameters += [path, path, *own, json.dumps(values)]
+        others = [_Test(self.column, "=", value) for value in {v for v in self.values if isinstance(v, bool)}]
+        for condition in [*others, *([_Null(self.column)] if self.null else [])]:
+            text, values_of_it = condition.sql(expressions)
+            parts.append(text)
+            parameters += values_of_it
+        return f"({' OR '.join(parts)})" if parts else "0", parameters
+
+    def __repr__(self) -> str:
+        return f"{self.column!r}.is_in({[*self.values, *([None] if self.null else [])]!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Not(Condition):
+    condition: Condition
+
+    def sql(self, expressions: Mapping[str, str]) -> tuple[str, list[object]]:
+        text, parameters = self.condition.sql(expressions)
+        return f"(NOT {text})", parameters
+
+    def __repr__(self) -> str:
+        return f"~{self.condition!r}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Many(Condition):
+    """Conditions of which all or any must hold: a flat list, since SQLite limits how deep an expression is."""
+
+    operator: str
+    conditions: tuple[Condition, ...]
+    _SIGNS: ClassVar[dict[str, str]] = {"AND": " & ", "OR": " | "}
+
+    def sql(self, expressions: Mapping[str, str]) -> tuple[str, list[object]]:
+        parts = [condition.sql(expressions) for condition in self.conditions]
+        return _balanced([text for text, _ in parts], self.operator), [v for _, values in parts for v in values]
+
+    def __repr__(self) -> str:
+        inner = (f"({c!r})" if isinstance(c, _Many) else repr(c) for c in self.conditions)
+        return self._SIGNS[self.operator].join(inner)
+
+
+def _combine(operator: str, left: Condition, right: object) -> Condition:
+    if not isinstance(right, Condition):
+        what = f"the column {right!r}" if isinstance(right, Column) else f"{right!r} ({type(right).__name__})"
+        raise TypeError(
+            f"conditions combine with conditions, got {what}; comparisons need parentheses, and a column of truth "
+            'values is written col("name") == True'
+        )
+    parts: list[Condition] = []
+    for side in (left, right):
+        parts.extend(side.conditions if isinstance(side, _Many) and side.operator == operator else [side])
+    return _Many(operator, tuple(parts))
+
+
+def _balanced(parts: list[str], operator: str) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    half = len(parts) // 2
+    return f"({_balanced(parts[:half], operator)} {operator} {_balanced(parts[half:], operator)})"
+
+
+def _text(column: Column, method: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{column!r}.{method} needs a string, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _scalar(column: Column, value: object) -> Scalar:
+    """Return a value to compare with as a plain bool, int, float or str."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (Column, Condition)):
+        raise TypeError(f"{column!r} can be compared with values only, got {value!r}; comparisons need parentheses")
+    if not isinstance(value, (bool, int, float, str)):
+        hint = (
+            "; use is_null()" if value is None else "; use is_in(...)" if isinstance(value, (list, tuple, set)) else ""
+        )
+        raise TypeError(
+            f"{column!r} can be compared with bool, int, float and str, got {value!r} ({type(value).__name__}){hint}"
+        )
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{column!r} compared with NaN never holds; use is_null() for missing values")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{column!r} can be compared with integers of 64 bits, got {value}; compare with a float")
+    if isinstance(value, str) and ("\0" in value or not encodable(value)):
+        raise ValueError(f"{column!r} can be compared with text without NUL and lone surrogates, got {value!r}")
+    return value
+
+
+def encodable(text: str) -> bool:
+    """Tell whether a string can be stored: whether it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

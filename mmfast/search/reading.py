@@ -1,0 +1,221 @@
+"""Reading what a durable index holds: rows, metadata, conditions, and what changed since a snapshot was made."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfast.search.conditions import Condition
+from mmfast.search.database import Database, damaged
+from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
+from mmfast.search.verify import problems
+
+Self = TypeVar("Self", bound="Reading")
+
+
+class Changes(NamedTuple):
+    """What separates two versions: first take out what was removed, then put in what is new or replaced."""
+
+    version: int
+    removed_ids: npt.NDArray[np.int64]
+    removed_keys: Keys
+    ids: npt.NDArray[np.int64]
+    keys: Keys
+    stored: npt.NDArray[Any]  # (N, ndim) in the storage dtype
+
+
+class Reading:
+    """What a reader and the writer of a durable index have in common."""
+
+    def __init__(self, database: Database, codec: Codec, about: dict[str, Any]) -> None:
+        self.settings: dict[str, Any] = about["settings"]
+        self.identity: str = about["identity"]  # tells a snapshot of this index from one of another
+        self._database = database
+        self._codec = codec
+        self._key = "key" if self._codec.strings else "id"
+        self._record = f"id, {self._key}, checksum, vector"
+
+    def get(self, keys: object) -> npt.NDArray[Any]:
+        """Return the stored rows (N, ndim) of ``keys``, in their order; KeyError names those that are not held."""
+        wanted = self._codec.keys(keys, distinct=False)
+        found: dict[Key, Record] = {}
+        with self._database.read() as connection:
+            for record in chunked(connection, f"SELECT {self._record} FROM items WHERE {self._key} IN", wanted):
+                found[record[1]] = record
+        refuse_missing(wanted, found)
+        return self._codec.vectors([found[key] for key in wanted])
+
+    def metadata(self, keys: object) -> list[dict[str, Any] | None]:
+        """Return the metadata of ``keys``, in their order; KeyError names those that are not held."""
+        wanted = self._codec.keys(keys, distinct=False)
+        with self._database.read() as connection:
+            found = self._documents_of(connection, wanted)
+        return [found[key] for key in wanted]
+
+    def held(self, keys: object) -> npt.NDArray[np.bool_]:
+        """Tell for each key whether it is held."""
+        return self.ids(keys) >= 0
+
+    def ids(self, keys: object) -> npt.NDArray[np.int64]:
+        """Return the ids of ``keys``, in their order, -1 for those that are not held."""
+        wanted = self._codec.keys(keys, distinct=False)
+        with self._database.read() as connection:
+            found = self._ids(connection, wanted)
+        return np.fromiter((found.get(key, -1) for key in wanted), np.int64, len(wanted))
+
+    def keys(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> Keys:
+        """Return the keys of ``ids``, in their order; KeyError names those that are not held."""
+        wanted: list[Any] = np.asarray(ids, dtype=np.int64).tolist()
+        with self._database.read() as connection:
+            found = dict(chunked(connection, f"SELECT id, {self._key} FROM items WHERE id IN", wanted))
+        refuse_missing(wanted, found)
+        return self._codec.of_kind([found[number] for number in wanted])
+
+    def where(self, condition: Condition) -> npt.NDArray[np.int64]:
+        """Return the ids, ascending, of the rows whose metadata fulfils ``condition``."""
+        if not isinstance(condition, Condition):
+            raise TypeError(f'condition must be built with mmfast.col, as col("year") > 2019, got {condition!r}')
+        with self._database.read() as connection:
+            expressions = dict(connection.execute("SELECT path, expression FROM indexed"))
+            try:
+                text, parameters = condition.sql(expressions)
+                # Also rows without metadata fulfil what holds for the absence of all columns.
+                (absent,) = connection.execute(f"SELECT {text} FROM (SELECT NULL AS metadata)", parameters).fetchone()
+                query = f"SELECT id FROM documents WHERE {text}"
+                if absent:
+                    query += " UNION ALL SELECT id FROM items WHERE id NOT IN (SELECT id FROM documents)"
+                found = np.fromiter((number for (number,) in connection.execute(query, parameters)), np.int64)
+            except (sqlite3.OperationalError, RecursionError) as error:
+                if not any(sign in str(error) for sign in ("too many", "too large", "overflow", "recursion")):
+                    raise
+                raise ValueError(f"condition is too large for SQLite ({error}); use is_in for many values") from error
+        found.sort()
+        return found
+
+    @property
+    def version(self) -> int:
+        """Return the number of changes so far."""
+        return self._now()[0]
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return self._now()[1]
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether ``key`` is held."""
+        return bool(self.held([key])[0])
+
+    def __iter__(self) -> Iterator[Key]:
+        """Iterate over the keys, in the order of their ids."""
+        for records in self._blocks(f"id, {self._key}", None, 10_000):
+            yield from (key for _, key in records)
+
+    def rows(
+        self, after: int | None = None, block: int = 8192
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Keys, npt.NDArray[Any]]]:
+        """Yield (ids, keys, stored rows) in blocks, in the order of their ids, from behind the id ``after``.
+
+        Each block is of the version at its time. For a snapshot take :attr:`version` first, then all rows, then the
+        :meth:`changes` since that version.
+        """
+        for records in self._blocks(self._record, after, block):
+            ids = np.fromiter((record[0] for record in records), np.int64, len(records))
+            yield ids, self._codec.of_kind([record[1] for record in records]), self._codec.vectors(records)
+
+    def changes(self, since: int, limit: int | None = None) -> Changes | None:
+        """Return what changed after version ``since``; changed metadata is no change here.
+
+        None where it cannot be told, since the record of removals was trimmed beyond that version or the version is
+        yet to come, and where more than ``limit`` rows changed: a snapshot is then to be built anew.
+        """
+        with self._database.read() as connection:
+            version, _, _, trimmed = self._state(connection)
+            if not trimmed <= since <= version:
+                return None
+            if limit is not None:
+                counted = "SELECT COUNT(*) FROM (SELECT 1 FROM {} WHERE version > ? LIMIT ?)"
+                bounds = (since, limit + 1)
+                if (
+                    sum(connection.execute(counted.format(t), bounds).fetchone()[0] for t in ("items", "removed"))
+                    > limit
+                ):
+                    return None
+            records = connection.execute(
+                f"SELECT {self._record} FROM items WHERE version > ? ORDER BY id", (since,)
+            ).fetchall()
+            gone = connection.execute(
+                "SELECT id, key FROM removed WHERE version > ? AND id NOT IN (SELECT id FROM items) GROUP BY id",
+                (since,),
+            ).fetchall()
+        return Changes(
+            version,
+            np.fromiter((number for number, _ in gone), np.int64, len(gone)),
+            self._codec.of_kind([key for _, key in gone]),
+            np.fromiter((record[0] for record in records), np.int64, len(records)),
+            self._codec.of_kind([record[1] for record in records]),
+            self._codec.vectors(records),
+        )
+
+    def verify(self) -> list[str]:
+        """Read everything and return what is wrong, nothing if all is well."""
+        return problems(self._database, self._codec)
+
+    def close(self) -> None:
+        """Close the folder, and let others write to it."""
+        self._database.close()
+
+    def __enter__(self: Self) -> Self:
+        """Close the folder at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the folder."""
+        self.close()
+
+    def _now(self) -> tuple[int, int, int, int]:
+        with self._database.read() as connection:
+            return self._state(connection)
+
+    def _state(self, connection: sqlite3.Connection) -> tuple[int, int, int, int]:
+        """Return version, number of items, next id, and up to which version removals were forgotten."""
+        state = connection.execute("SELECT version, count, next_id, trimmed FROM state").fetchall()
+        if len(state) != 1 or not all(isinstance(value, int) and value >= 0 for value in state[0]):
+            raise damaged(self._database.path, f"its table of the state holds {state}")
+        version, count, next_id, trimmed = state[0]
+        return version, count, next_id, trimmed
+
+    def _ids(self, connection: sqlite3.Connection, keys: list[Any], before: int | None = None) -> dict[Key, int]:
+        """Return the ids of those of ``keys`` that are held, or were before a version."""
+        condition = "" if before is None else f"version < {before} AND "
+        return dict(chunked(connection, f"SELECT {self._key}, id FROM items WHERE {condition}{self._key} IN", keys))
+
+    def _documents_of(self, connection: sqlite3.Connection, keys: list[Any]) -> dict[Key, dict[str, Any] | None]:
+        """Return the metadata of each of ``keys``; KeyError names those that are not held."""
+        query = (
+            f"SELECT items.{self._key}, documents.id, documents.checksum, metadata "
+            f"FROM items LEFT JOIN documents ON documents.id = items.id WHERE items.{self._key} IN"
+        )
+        found: dict[Key, dict[str, Any] | None] = {}
+        for key, number, checksum, text in chunked(connection, query, keys):
+            found[key] = None if number is None else self._codec.document(number, key, checksum, text)
+        refuse_missing(keys, found)
+        return found
+
+    def _blocks(self, columns: str, after: int | None, block: int) -> Iterator[list[Any]]:
+        """Yield lists of rows in the order of their ids, each in a transaction of its own, none left open between."""
+        last = -1 if after is None else after
+        while True:
+            with self._database.read() as connection:
+                query = f"SELECT {columns} FROM items WHERE id > ? ORDER BY id LIMIT ?"
+                records = connection.execute(query, (last, block)).fetchall()
+            if not records:
+                return
+            last = records[-1][0]
+            yield records

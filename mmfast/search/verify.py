@@ -1,0 +1,81 @@
+"""Read all of a durable index and say what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+
+from mmfast.search.database import Database
+from mmfast.search.records import Codec, text_checksum
+
+_SHOWN = 100  # problems of each kind
+
+
+def problems(database: Database, codec: Codec) -> list[str]:
+    """Return what is wrong, in words; nothing if all is well."""
+    found: list[str] = []
+    noted = database.noted_version()
+    for check in (_structure, _items, _documents, _totals):
+        try:
+            with database.read() as connection:
+                for number, problem in enumerate(check(connection, codec)):
+                    if number == _SHOWN:
+                        found.append("and more of this kind")
+                        break
+                    found.append(problem)
+        except ValueError as error:  # so damaged that it cannot be read on
+            found.append(str(error))
+    with database.read() as connection:
+        for (version,) in connection.execute("SELECT version FROM state WHERE version < ?", (noted,)):
+            found.append(f"version {noted} was committed, but the database is at version {version}")
+    return found
+
+
+def _structure(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+    for (line,) in connection.execute(f"PRAGMA integrity_check({_SHOWN})"):
+        if line != "ok":
+            yield f"SQLite's integrity check: {line}"
+
+
+def _items(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+    key = "key" if codec.strings else "id"
+    for record in connection.execute(f"SELECT id, {key}, checksum, vector FROM items NOT INDEXED"):
+        problem = codec.problem(record)
+        if problem:
+            yield problem
+
+
+def _documents(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+    for number, checksum, text in connection.execute("SELECT id, checksum, metadata FROM documents NOT INDEXED"):
+        if not isinstance(text, str) or text_checksum(number, text) != checksum:
+            yield f"the metadata of id {number} does not match its checksum"
+        elif not _is_object(text):
+            yield f"the metadata of id {number} is no JSON object"
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _totals(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+    counts: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
+        ("SELECT COUNT(*) - (SELECT count FROM state) FROM items NOT INDEXED", "{} more items than were counted", bool),
+        (
+            "SELECT COUNT(*) FROM documents NOT INDEXED WHERE id NOT IN (SELECT id FROM items)",
+            "{} documents without an item",
+            bool,
+        ),
+        (
+            "SELECT COUNT(*) FROM items NOT INDEXED WHERE version > (SELECT version FROM state)",
+            "{} items of versions that are yet to come",
+            bool,
+        ),
+    )
+    for query, message, wrong in counts:
+        (count,) = connection.execute(query).fetchone()
+        if wrong(count):
+            yield message.format(count)
