@@ -16,11 +16,11 @@ from mmfast.functional import contrastive_loss
 from mmfast.losses import ContrastiveLoss
 
 if TYPE_CHECKING:
-    from mmfast.search import Index, RangeResult, SearchResult, exact_search
+    from mmfast.search import Index, RangeResult, SearchResult, col, exact_search
 
 __version__ = "0.1.0"
-_SEARCH = ("Index", "RangeResult", "SearchResult", "exact_search")
-__all__ = ["ContrastiveLoss", "Index", "RangeResult", "SearchResult", "contrastive_loss", "exact_search"]
+_SEARCH = ("Index", "RangeResult", "SearchResult", "col", "exact_search")
+__all__ = ["ContrastiveLoss", "Index", "RangeResult", "SearchResult", "col", "contrastive_loss", "exact_search"]
 
 
 def __getattr__(name: str) -> object:

@@ -215,7 +215,7 @@ def test_a_tail_that_was_emptied_meanwhile(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_graph_is_built_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folding, "_LEAST_ROWS", 1000)
+    monkeypatch.setattr(folding, "LEAST_ROWS", 1000)
     index, rows = Index(6), clustered(COUNT + 2000, 6)
     index.add(range(COUNT), rows[:COUNT])
     wait(lambda: index.stats()["tail"] == 0)
@@ -236,7 +236,7 @@ def wait(condition: Any) -> None:
 
 
 def test_an_index_that_is_dropped_stops_building(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folding, "_LEAST_ROWS", 100)
+    monkeypatch.setattr(folding, "LEAST_ROWS", 100)
     started, dropped = threading.Event(), threading.Event()
     real, counts = Segment.build, []
 
@@ -267,7 +267,7 @@ def test_the_interpreter_ends_cleanly(moment: str) -> None:
     program = """
 import os, sys, numpy as np, mmfast
 from mmfast.search import folding
-folding._LEAST_ROWS = 1000
+folding.LEAST_ROWS = 1000
 index = mmfast.Index(32)
 index.add(range(12_000), np.random.default_rng(0).standard_normal((12_000, 32)))
 if sys.argv[1] == "in a child":
@@ -363,7 +363,7 @@ def test_links_are_checked() -> None:
 @pytest.mark.slow
 def test_many_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Rows that stay are found by whoever looks, whatever the others do meanwhile.
-    monkeypatch.setattr(folding, "_LEAST_ROWS", 1500)
+    monkeypatch.setattr(folding, "LEAST_ROWS", 1500)
     steady, ndim = clustered(3000, 8), 8
     index = Index(ndim, "l2sq", "f32")
     index.add(range(3000), steady)

@@ -8,6 +8,7 @@ rows, which are walked through for nothing, are many.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # 10,000 rows of 384 features are searched in some 0.1 ms, as long as a walk takes through many more. A graph is built
 # anew whenever it would grow by a quarter, so that building stays a small multiple of building once.
-_LEAST_ROWS = 10_000
+LEAST_ROWS = 10_000
 _TAIL_SHARE = 4
 _REMOVED_SHARE = 2
 
@@ -37,7 +38,7 @@ def is_due(state: State) -> bool:
     rows = len(state.main.segment) if state.main else 0
     fresh = len(state.tail.segment) if state.tail else 0
     removed = rows - state.main.size() if state.main and state.main.alive is not None else 0
-    return fresh > max(_LEAST_ROWS, rows // _TAIL_SHARE) or removed > max(_LEAST_ROWS, rows // _REMOVED_SHARE)
+    return fresh > max(LEAST_ROWS, rows // _TAIL_SHARE) or removed > max(LEAST_ROWS, rows // _REMOVED_SHARE)
 
 
 class _Taken(NamedTuple):
@@ -104,6 +105,9 @@ def _still(part: Part | None, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.boo
     return np.ones(len(rows), dtype=np.bool_) if part.alive is None else part.alive[rows]
 
 
+_log = logging.getLogger("mmfast")
+
+
 class _Abandoned(Exception):
     """Nobody waits for the fold any more."""
 
@@ -114,7 +118,7 @@ class Folder:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._running = threading.Lock()  # held while a thread is at it, or about to be
-        self.failure: BaseException | None = None
+        self._stopped = threading.Event()
         _folders.add(self)
 
     def turn(self) -> threading.Lock:
@@ -127,7 +131,7 @@ class Folder:
 
     def start(self, index: Index, threads: int) -> None:
         """Fold in the background, unless that is under way."""
-        if _stopping.is_set() or not self._running.acquire(blocking=False):
+        if _stopping.is_set() or self._stopped.is_set() or not self._running.acquire(blocking=False):
             return
         thread = threading.Thread(
             target=self._run, args=(weakref.ref(index), threads), name="mmfast-build", daemon=True
@@ -137,7 +141,7 @@ class Folder:
 
     def _run(self, reference: weakref.ref[Index], threads: int) -> None:
         def progress(_: int) -> None:
-            if reference() is None or _stopping.is_set():
+            if reference() is None or _stopping.is_set() or self._stopped.is_set():
                 raise _Abandoned
 
         running = self._running
@@ -150,13 +154,23 @@ class Folder:
                     if (index := reference()) is not None:
                         with index._lock:
                             _install(index, taken, *built, threads)
+                        self.folded()
                     del index, taken, built
         except _Abandoned:
             return
-        except MemoryError as error:  # searches go on without; stats() tells
-            self.failure = error
+        except (MemoryError, OSError):  # searches go on without
+            _log.exception("building the graph failed")
         finally:
             running.release()
+
+    def folded(self) -> None:
+        """Do what is to be done once a graph was built in the background."""
+
+    def stop(self) -> None:
+        """Wait until nothing is built in the background, now or later."""
+        self._stopped.set()
+        with self._running:
+            pass
 
 
 _folders: weakref.WeakSet[Folder] = weakref.WeakSet()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from mmfast.search.snapshot import pack_state, unpack_state
 from mmfast.search.state import Part, State
 from mmfast.search.tail import Tail
 from mmfast.search.tuning import Point
+
+if TYPE_CHECKING:
+    from mmfast.search.durable import DurableIndex
 
 
 class Index:
@@ -180,15 +184,21 @@ class Index:
                     f"keys must be new, but the index already holds {arrays.examples(checked[held])}; "
                     "remove them first, or use upsert"
                 )
-            state = self._state.without(checked[held])
-            if len(checked):
-                self._state = self._append(state, checked, stored, threads)
+            self._state = self._appended(checked, stored, threads)
 
         uninterrupted(self._lock, work)
         self._fold_in_background(threads)
 
-    def _append(self, state: State, keys: npt.NDArray[np.int64], stored: npt.NDArray[Any], threads: int) -> State:
-        """Return a state with these rows in its tail; only the holder of the lock writes into the tail's room."""
+    def _put_stored(self, keys: npt.NDArray[np.int64], stored: npt.NDArray[Any], threads: int) -> None:
+        """Put rows that were checked and encoded in the place of those under the same keys."""
+        with self._lock:
+            self._state = self._appended(keys, stored, threads)
+
+    def _appended(self, keys: npt.NDArray[np.int64], stored: npt.NDArray[Any], threads: int) -> State:
+        """Return the state with these rows in its tail; only the holder of the lock writes into the tail's room."""
+        state = self._state.without(keys)
+        if not len(keys):
+            return state
         if state.tail is None:
             self._tail = Tail(self._settings)
         alive = state.tail.alive if state.tail else None
@@ -492,6 +502,71 @@ class Index:
         array([], dtype=int64)
         """
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
+
+    @classmethod
+    def open(
+        cls,
+        folder: storage.FilePath,
+        ndim: int | None = None,
+        metric: str | None = None,
+        dtype: str | None = None,
+        *,
+        key_kind: str | None = None,
+        read_only: bool = False,
+        indexed_columns: Sequence[str] = (),
+        connectivity: int | None = None,
+        expansion_add: int | None = None,
+        progress: bool = True,
+    ) -> DurableIndex:
+        """Open a durable index in a folder, made first where there is none.
+
+        Parameters
+        ----------
+        folder : str, bytes or os.PathLike
+            Its parent must exist.
+        ndim, metric, dtype, connectivity, expansion_add
+            As for :class:`Index`. An index that exists needs none of them; those given must agree with its own.
+        key_kind : {"int", "str"}, default "int"
+            What keys are; likewise.
+        read_only : bool, default False
+            One process at a time may write, any number may read meanwhile and see what it commits.
+        indexed_columns : sequence of str, default ()
+            Columns of the metadata of which SQLite keeps an index, for conditions that select few rows.
+        progress : bool, default True
+            Whether to show a bar on a terminal while a snapshot that is missing or damaged is built anew; needs rich.
+
+        Returns
+        -------
+        DurableIndex
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no index and it cannot be made: read-only, no parent folder, no ndim.
+        FileExistsError, NotADirectoryError
+            If the folder is something else.
+        BlockingIOError
+            If another process has it open for writing.
+        ValueError
+            If a setting differs from the index's own, or the database is damaged.
+
+        Examples
+        --------
+        See :class:`mmfast.search.durable.DurableIndex`.
+        """
+        from mmfast.search.durable import DurableIndex
+
+        given = {
+            "ndim": ndim, "metric": metric, "dtype": dtype, "connectivity": connectivity, "expansion_add": expansion_add
+        }  # fmt: skip
+        return DurableIndex.open(
+            folder,
+            given,
+            key_kind=key_kind,
+            read_only=read_only,
+            indexed_columns=indexed_columns,
+            progress=progress,
+        )
 
     def __repr__(self) -> str:
         """Describe the index in one line."""
