@@ -1,9 +1,9 @@
 """Compile every kernel ahead of time for every architecture, and read from what was compiled that it is fit to run.
 
-No GPU is needed: the launches of real calls are recorded, on tensors whose values do not matter, and Triton's compiler
-is asked for each of them. What is read: registers, spills, shared memory, occupancy, and the instructions of inner
-loops. A failure is: a spill, shared memory beyond the architecture's, local memory, a loop of products without
-tensor-core instructions or with loads of single bytes.
+No GPU is needed: the launches of calls on tensors without values are recorded, and Triton's compiler is asked for each
+of them, and for each with what the autotuner may choose instead. What is read: registers, spills, shared memory,
+occupancy, and the instructions of inner loops. A failure is: a spill, shared memory beyond the architecture's, local
+memory, a loop of products without tensor-core instructions or with loads of single bytes.
 
     python -m mmfast.kernels.audit --out benchmarks/results/audit.md
 """
@@ -11,40 +11,29 @@ tensor-core instructions or with loads of single bytes.
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
-from mmfast.kernels import negatives
-from mmfast.kernels import pair_hinge as host
 from mmfast.kernels.configs import CONFIGS
+from mmfast.kernels.launches import FEATURES, Launch, alternatives, record
 
-ROWS, FEATURES = 4096, 512  # of the recorded calls: blocks are as large as they get from 512 features on
-TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.int8: "*i8",
-}
 PRODUCTS = ("screen", "add_digits")  # what must compute on tensor cores
 
 
 class Architecture(NamedTuple):
+    row: str  # of the table of configurations
     target: GPUTarget
     shared: int  # bytes a program may have
     shared_total: int  # bytes of all programs on one multiprocessor
@@ -53,33 +42,13 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES = {
-    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * 1024, 164 * 1024, 65536, 64),
-    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * 1024, 228 * 1024, 65536, 64),
-    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * 1024, 228 * 1024, 65536, 64),
-    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * 1024, 64 * 1024, 0, 32),
+    "sm_80": Architecture("sm_80", GPUTarget("cuda", 80, 32), 163 * 1024, 164 * 1024, 65536, 64),
+    "sm_89": Architecture("sm_80", GPUTarget("cuda", 89, 32), 99 * 1024, 100 * 1024, 65536, 48),
+    "sm_90": Architecture("sm_90", GPUTarget("cuda", 90, 32), 227 * 1024, 228 * 1024, 65536, 64),
+    "sm_100": Architecture("sm_100", GPUTarget("cuda", 100, 32), 227 * 1024, 228 * 1024, 65536, 64),
+    "sm_120": Architecture("sm_120", GPUTarget("cuda", 120, 32), 99 * 1024, 100 * 1024, 65536, 48),
+    "gfx942": Architecture("gfx942", GPUTarget("hip", "gfx942", 64), 64 * 1024, 64 * 1024, 0, 32),
 }
-
-
-class Launch(NamedTuple):
-    """One kernel as it is launched; equal ones compile to the same code."""
-
-    kernel: JITFunction[Any]
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[str, ...]
-    options: tuple[tuple[str, Any], ...]
-
-    @property
-    def name(self) -> str:
-        return self.kernel.__name__
-
-    @property
-    def variant(self) -> str:
-        """What tells launches of a kernel apart."""
-        rows = dict(self.signature).get("rows") or dict(self.signature).get("own_rows")
-        flags = [name.lower() for name, value in self.constants if value is True]
-        blocks = [f"{name.removeprefix('BLOCK_').lower()}{value}" for name, value in self.constants if "BLOCK" in name]
-        return " ".join(([rows.removeprefix("*")] if rows else []) + flags + blocks)
 
 
 class Finding(NamedTuple):
@@ -94,56 +63,13 @@ class Finding(NamedTuple):
     failures: tuple[str, ...]
 
 
-def record(architecture: str) -> list[Launch]:
-    """Return the launches of both forms in every dtype, each once."""
-    launches: dict[Launch, None] = {}
-    with _recorder(launches), mock.patch.object(host, "config_for", return_value=CONFIGS[architecture]):
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):  # float16 differs in its conversion
-            x, labels = torch.zeros(ROWS, FEATURES, dtype=dtype), torch.arange(ROWS)
-            for given in (False, True):
-                with mock.patch.object(negatives, "products_given", return_value=given):
-                    host.pair_hinge(x, labels, None, None, 1.0, "mean_nonzero", -100, True, False)
-                    host.pair_hinge(x, labels, x, labels, 1.0, "sum", -100, True, False)
-    return list(launches)
-
-
-@contextmanager
-def _recorder(launches: dict[Launch, None]) -> Iterator[None]:
-    def run(kernel: JITFunction[Any], *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        parameters = [parameter.name for parameter in kernel.params]
-        arguments = dict(zip(parameters, values, strict=False))
-        arguments |= {name: value for name, value in named.items() if name in parameters}
-        constants = {p.name: arguments[p.name] for p in kernel.params if p.is_constexpr}
-        signature, divisible = {}, []
-        for name in parameters:
-            value = arguments[name]
-            if name in constants:
-                signature[name] = "constexpr"
-                continue
-            tensor = isinstance(value, torch.Tensor)
-            signature[name] = TYPES[value.dtype] if tensor else "i32"
-            if tensor or value % 16 == 0:  # as a launch would find; pointers are those of whole allocations
-                divisible.append(name)
-        options = {name: value for name, value in named.items() if name not in parameters}
-        launch = Launch(
-            kernel,
-            tuple(signature.items()),
-            tuple(constants.items()),
-            tuple(divisible),
-            tuple(sorted(options.items())),
-        )
-        launches[launch] = None
-
-    with mock.patch.object(JITFunction, "run", run):
-        yield
-
-
 def inspect(architecture: str, launch: Launch) -> Finding:
     """Compile a launch and read the result."""
     machine = ARCHITECTURES[architecture]
+    kernel = getattr(importlib.import_module(launch.module), launch.name)
     names = [name for name, _ in launch.signature]
     source = ASTSource(
-        fn=launch.kernel,
+        fn=kernel,
         signature=dict(launch.signature),
         constexprs={(names.index(name),): value for name, value in launch.constants},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible},
@@ -242,37 +168,59 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int]:
     return _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
 
 
-def table(findings: list[Finding]) -> str:
-    """Format findings as Markdown; of launches that differ only in their arguments, the one with most registers."""
-    largest: dict[tuple[str, str, str], Finding] = {}
+def inspect_all(work: list[tuple[str, Launch]]) -> list[Finding]:
+    """Compile launches on all cores; what takes longest, the products, comes first."""
+    order = sorted(range(len(work)), key=lambda i: work[i][1].name not in PRODUCTS)
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
+        findings = dict(zip(order, pool.map(inspect, *zip(*(work[i] for i in order), strict=True)), strict=True))
+    return [findings[i] for i in range(len(work))]
+
+
+def table(findings: list[Finding], by_variant: bool) -> str:
+    """Format findings as Markdown: of a kernel and its blocks, or of each variant, the one with most registers."""
+    largest: dict[tuple[Any, ...], Finding] = {}
     for f in findings:
-        key = (f.architecture, f.launch.name, f.launch.variant)
+        options = dict(f.launch.options)
+        blocks = tuple(value for name, value in f.launch.constants if "BLOCK" in name)
+        variant = f.launch.variant if by_variant else ""
+        key = (f.architecture, f.launch.name, options["num_warps"], options.get("num_stages"), blocks, variant)
         if key not in largest or (f.spilled, f.registers) > (largest[key].spilled, largest[key].registers):
             largest[key] = f
     lines = [
-        "| architecture | kernel | variant | warps | registers | spilled | shared KB | occupancy "
+        "| architecture | kernel | variant | warps | stages | registers | spilled | shared KB | occupancy "
         "| tensor-core instructions | loads in the loop, × bytes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for f in largest.values():
-        warps = dict(f.launch.options)["num_warps"]
+        options = dict(f.launch.options)
         lines.append(
-            f"| {f.architecture} | `{f.launch.name}` | {f.launch.variant} | {warps} | {f.registers} | {f.spilled} "
-            f"| {f.shared / 1024:.0f} | {f.occupancy:.0%} | {f.products or ''} | {f.loads} |"
+            f"| {f.architecture} | `{f.launch.name}` | {f.launch.variant} | {options['num_warps']} "
+            f"| {options.get('num_stages', '')} | {f.registers} | {f.spilled} | {f.shared / 1024:.0f} "
+            f"| {f.occupancy:.0%} | {f.products or ''} | {f.loads} |"
         )
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print and write the table; 1 if anything is unfit."""
+    """Print and write the tables; 1 if anything is unfit."""
     parser = argparse.ArgumentParser(prog="python -m mmfast.kernels.audit", description=__doc__.partition("\n")[0])
     parser.add_argument("--architecture", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
-    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
+    parser.add_argument("--out", type=Path, help="a Markdown file to write the tables to")
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
-    findings = [inspect(name, launch) for name in options.architecture for launch in record(name)]
-    text = table(findings)
+    chosen, others = [], []
+    for name in options.architecture:
+        config = CONFIGS[ARCHITECTURES[name].row]
+        launches = record(config)
+        chosen += [(name, launch) for launch in launches]
+        others += [(name, launch) for launch in alternatives(config, launches)]
+    findings = inspect_all(chosen + others)
+    text = table(findings[: len(chosen)], by_variant=True)
+    text += "\n\n## What the autotuner may choose instead\n\n"
+    text += "Of each choice the variant with most registers.\n\n"
+    text += table(findings[len(chosen) :], by_variant=False)
     print(text)
     if options.out:
         heading = (

@@ -1,7 +1,7 @@
 """Block sizes and warps of every kernel by architecture, as `make audit` found them to fit: a table, to be read.
 
-``MMFAST_AUTOTUNE=1`` has Triton measure some others for the two kernels that do the products, at the first call of each
-number of features.
+``MMFAST_AUTOTUNE=1`` has Triton measure some others, which fit too, for the two kernels that do the products, at the
+first call of each number of features; that call waits for the GPU, and so cannot be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -97,20 +97,38 @@ class Config(NamedTuple):
     products: Products
     pairs: Pairs
     combine: Combine
+    other_screens: tuple[Screen, ...] = ()  # what the autotuner may choose instead
+    other_products: tuple[Products, ...] = ()
 
 
 _COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 256, 256, 4), "combine": Combine(8, 128, 4)}
+_FEWER_BITS = {**_COMMON, "pairs": Pairs(8, 128, 256, 4)}  # with 256 these compilers spill
+_SM_80: dict[str, Any] = {
+    "screen": Screen(64, 8, 3),  # with 128 features at a time, or 4 warps, it spills
+    "products": Products(256, 64, 8, 3),
+    "other_screens": (Screen(64, 8, 2), Screen(64, 8, 4)),
+    "other_products": (Products(256, 64, 8, 2), Products(256, 32, 8, 3)),  # four stages compile to what three do
+}
+_SM_90: dict[str, Any] = {
+    "screen": Screen(128, 8, 3),  # with 4 warps it spills
+    "products": Products(256, 64, 8, 3),
+    "other_screens": (Screen(64, 8, 4), Screen(128, 8, 2)),
+    "other_products": (Products(256, 64, 8, 2), Products(256, 32, 8, 3)),
+}
 CONFIGS: dict[str, Config] = {
-    "sm_80": Config(128, 64, screen=Screen(64, 8, 3), products=Products(256, 64, 8, 3), **_COMMON),
-    "sm_90": Config(128, 64, screen=Screen(128, 8, 3), products=Products(256, 64, 8, 3), **_COMMON),
-    "sm_100": Config(
+    "sm_80": Config(128, 64, **_SM_80, **_COMMON),
+    "sm_90": Config(128, 64, **_SM_90, **_COMMON),
+    "sm_100": Config(128, 64, **_SM_90, **_FEWER_BITS),
+    "sm_120": Config(128, 64, **_SM_80, **_FEWER_BITS),
+    "gfx942": Config(
         128,
-        64,
-        screen=Screen(128, 8, 3),
-        products=Products(256, 64, 8, 3),
-        **{**_COMMON, "pairs": Pairs(8, 128, 256, 4)},
+        128,
+        screen=Screen(64, 8, 2),  # of 64 KB of shared memory 128 features in three stages take 128
+        products=Products(256, 64, 8, 2),
+        other_screens=(Screen(64, 4, 3), Screen(128, 8, 2)),
+        other_products=(Products(256, 64, 4, 3), Products(256, 64, 8, 3)),
+        **_COMMON,
     ),
-    "gfx942": Config(128, 128, screen=Screen(64, 8, 2), products=Products(256, 64, 8, 2), **_COMMON),
     # Small tiles, so that a small test has several of them.
     "interpreter": Config(
         64,
@@ -125,27 +143,23 @@ CONFIGS: dict[str, Config] = {
 
 
 AUTOTUNE_VARIABLE = "MMFAST_AUTOTUNE"
-# BLOCK_K, warps and stages. Both kernels only write, so that they can be run again on what they wrote.
-ALTERNATIVES = {
-    "screen": ((64, 4, 3), (64, 8, 2), (64, 8, 3), (64, 8, 4), (128, 8, 2), (128, 8, 3)),
-    "add_digits": ((32, 8, 4), (64, 4, 3), (64, 8, 2), (64, 8, 3), (64, 8, 4)),
-}
-_tuned: dict[tuple[str, int], Any] = {}
+_TUNED = ("BLOCK_K", "num_warps", "num_stages")
+_tuners: dict[tuple[str, tuple[tuple[int, ...], ...]], Any] = {}
 
 
-def tuned(kernel: Any, options: dict[str, Any], limit: int, keys: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Return the kernel and its options, or one that finds them by measuring; BLOCK_K is at most the limit."""
+def tuned(kernel: Any, choices: list[dict[str, Any]], keys: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Return the kernel and the first options, or one that finds by measuring which are best, and what is left of them.
+
+    Both kernels only write, so that they can be run again on what they wrote.
+    """
     if os.environ.get(AUTOTUNE_VARIABLE) != "1" or triton.knobs.runtime.interpret:
-        return kernel, options
-    name = kernel.__name__
-    if (name, limit) not in _tuned:
-        configs = [
-            triton.Config({"BLOCK_K": block_k}, num_warps=warps, num_stages=stages)
-            for block_k, warps, stages in ALTERNATIVES[name]
-            if block_k <= limit
-        ]
-        _tuned[name, limit] = triton.autotune(configs, key=keys)(kernel)
-    return _tuned[name, limit], {k: v for k, v in options.items() if k not in ("BLOCK_K", "num_warps", "num_stages")}
+        return kernel, choices[0]
+    values = tuple(dict.fromkeys(tuple(options[name] for name in _TUNED) for options in choices))
+    name = kernel.__name__, values
+    if name not in _tuners:
+        configs = [triton.Config({"BLOCK_K": k}, num_warps=warps, num_stages=stages) for k, warps, stages in values]
+        _tuners[name] = triton.autotune(configs, key=keys)(kernel)
+    return _tuners[name], {k: v for k, v in choices[0].items() if k not in _TUNED}
 
 
 def architecture(x: Tensor) -> str:
@@ -155,6 +169,8 @@ def architecture(x: Tensor) -> str:
     if torch.version.hip:
         return "gfx942"
     capability = torch.cuda.get_device_capability(x.device)
+    if capability[0] == 12:
+        return "sm_120"
     return {(10, 0): "sm_100", (9, 0): "sm_90"}.get(capability, "sm_80")  # others multiply as sm_80 does
 
 

@@ -131,7 +131,8 @@ def screen_block(
     if given:
         own, other = x.digits[0, first_row : first_row + rows], y.digits[0, first_column : first_column + columns]
         dots = torch._int_mm(own, other.T)
-    screen_tiles, options = tuned(screen, config.screen.options(x.depth), x.depth, ["depth", "SELF", "SUMMED", "GIVEN"])
+    choices = [choice.options(x.depth) for choice in (config.screen, *config.other_screens)]
+    screen_tiles, options = tuned(screen, choices, ["depth", "SELF", "SUMMED", "GIVEN"])
     screen_tiles[(tiles.shape[0],)](
         tiles,
         count,
@@ -201,7 +202,8 @@ def add_dense(
     tile_counts = some.sum(dim=1, dtype=torch.int32)
     rows, depth = words.shape[0], own.side.depth
     totals, pairs = words.new_empty((WIDE, rows, depth)), words.new_empty(rows)
-    add, options = tuned(add_digits, config.products.options(depth, other_tile), other_tile, ["depth", "TILE"])
+    choices = [choice.options(depth, other_tile) for choice in (config.products, *config.other_products)]
+    add, options = tuned(add_digits, choices, ["depth", "TILE"])
     add[(active.shape[0], depth // options["BLOCK_D"], WIDE)](
         words,
         words.shape[1],

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmfast.kernels import classes as positives
 from mmfast.kernels.configs import architecture, config_for
+from mmfast.kernels.equal_pairs import count_equal_pairs
 from mmfast.kernels.frame import IGNORED, common_frame, number_classes
 from mmfast.kernels.negatives import negative_sums
 from mmfast.kernels.rows import make_side
@@ -55,9 +56,13 @@ def pair_hinge(
     config = config_for(x)
     _announce(x)
     x_numbers, y_numbers = number_classes(x_labels, y_labels, ignore_index)
-    x, x_order, x_classes = _in_class_order(x, x_numbers)
-    y, y_order, y_classes = (x, x_order, x_classes) if y is None else _in_class_order(y, y_numbers)
-    self_form = y is x
+    self_form = y is None
+    x_ordered = positives.ordered(x, x_numbers)
+    y_ordered = x_ordered if y is None else positives.ordered(y, y_numbers)
+    x, x_classes, y, y_classes = x_ordered.rows, x_ordered.classes, y_ordered.rows, y_ordered.classes
+    ranges = x_ordered.begins, x_ordered.ends
+    if not self_form:
+        ranges = positives.class_ranges(x_classes, y_classes)
     finite = _finite(x, x_classes) if self_form else _finite(x, x_classes) & _finite(y, y_classes)
     # Where the result is NaN in any case, no pair is looked at.
     screened = [torch.where(finite, c, IGNORED) for c in ((x_classes,) if self_form else (x_classes, y_classes))]
@@ -78,20 +83,22 @@ def pair_hinge(
         pairs = (x_classes != IGNORED).sum() * (y_classes != IGNORED).sum()
         weights = weights / pairs.clamp(min=1)
     elif reduction == "mean_nonzero":
-        begins, ends = positives.class_ranges(x_classes, y_classes)
+        begins, ends = ranges
         matches = ((ends - begins) * (x_classes != IGNORED)).sum()
         both = (x, x_classes) if self_form else (torch.cat([x, y]), torch.cat([x_classes, y_classes]))
-        nonzero = matches - positives.count_equal_pairs(*both, x.shape[0], config.rows)
+        nonzero = matches - count_equal_pairs(*both, x.shape[0], config.rows)
         active = negatives.active * (2 if self_form else 1) if negatives else torch.zeros_like(nonzero)
         weights = weights / torch.stack([nonzero, active]).clamp(min=1)
     weights = torch.where(finite, weights, torch.nan)
 
-    sides = (x, x_order, x_classes, y, y_classes), (y, y_order, y_classes, x, x_classes)
     x_sums = negatives.x_sums if negatives else None
     y_sums = negatives.y_sums if negatives else None
-    positive = positives.positive_sum_and_gradient(*sides[0], self_form, x_gradient, x_sums, weights, True, config)
+    positive = positives.positive_sum_and_gradient(
+        x_ordered, y_ordered, ranges, x_gradient, x_sums, weights, True, config
+    )
     if y_gradient is not None:
-        positives.positive_sum_and_gradient(*sides[1], self_form, y_gradient, y_sums, weights, False, config)
+        ranges = positives.class_ranges(y_classes, x_classes)
+        positives.positive_sum_and_gradient(y_ordered, x_ordered, ranges, y_gradient, y_sums, weights, False, config)
     loss = weights[0] * positive
     if negatives:
         loss = loss + weights[1] * negatives.loss * (2 if self_form else 1)
@@ -104,11 +111,6 @@ def _announce(x: Tensor) -> None:
     if kind not in _announced and kind[0] != "interpreter":
         _announced.add(kind)
         _log.info("compiling the kernels for %s and %s, unless Triton's cache already holds them", *kind)
-
-
-def _in_class_order(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    classes, order = numbers.sort(stable=True)
-    return rows.index_select(0, order), order, classes
 
 
 def _finite(rows: Tensor, classes: Tensor) -> Tensor:

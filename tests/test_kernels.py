@@ -6,7 +6,7 @@ On a GPU `make bench-gpu` compares what is compiled with float64 before it times
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -23,7 +23,7 @@ from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, proble
 pytest.importorskip("triton")
 from triton.runtime import interpreter
 
-from mmfast.kernels import configs, negatives
+from mmfast.kernels import classes, configs, negatives
 from mmfast.kernels import pair_hinge as host
 from mmfast.kernels.configs import CONFIGS
 
@@ -187,34 +187,50 @@ def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
-    assert configs.tuned(negatives.screen, options, 64, ["depth"]) == (negatives.screen, options)
+    config = CONFIGS["sm_90"]
+    choices = [choice.options(64) for choice in (config.screen, *config.other_screens)]
+    assert configs.tuned(negatives.screen, choices, ["depth"]) == (negatives.screen, choices[0])
     monkeypatch.setenv(configs.AUTOTUNE_VARIABLE, "1")
     monkeypatch.setattr(configs.triton.knobs.runtime, "interpret", False)
-    tuner, rest = configs.tuned(negatives.screen, options, 64, ["depth"])
+    tuner, rest = configs.tuned(negatives.screen, choices, ["depth"])
     assert rest == {"enable_fp_fusion": False}
-    assert [c.kwargs["BLOCK_K"] for c in tuner.configs] == [64] * 4
-    assert configs.tuned(negatives.screen, options, 64, ["depth"])[0] is tuner
+    assert [(c.kwargs["BLOCK_K"], c.num_warps, c.num_stages) for c in tuner.configs] == [
+        (64, 8, 3),  # of 128 features at a time there are only 64
+        (64, 8, 4),
+        (64, 8, 2),
+    ]
+    assert configs.tuned(negatives.screen, choices, ["depth"])[0] is tuner
+
+
+def test_the_device_decides_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = mock.Mock(device=torch.device("cuda", 0))
+    found = {(8, 0): "sm_80", (8, 6): "sm_80", (8, 9): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (12, 0): "sm_120"}
+    for capability, row in found.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert configs.architecture(on_gpu) == row
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert configs.architecture(on_gpu) == "gfx942"
+    assert configs.architecture(torch.empty(0)) == "interpreter"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["screen", "products"])
 def test_every_alternative_of_the_autotuner(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "screen" if kernel == "screen" else "add_digits"
-    for block_k in sorted({block_k for block_k, _, _ in configs.ALTERNATIVES[name]}):
-        part = getattr(CONFIGS["sm_80"], kernel)._replace(block_k=block_k)
+    """Interpreted, warps and stages are nothing: those that take unlike numbers of features or rows at a time."""
+    others = "other_screens" if kernel == "screen" else "other_products"
+    parts = {part.block_k: part for config in CONFIGS.values() for part in getattr(config, others)}
+    for part in parts.values():
         monkeypatch.setattr(host, "config_for", mock.Mock(return_value=CONFIGS["sm_80"]._replace(**{kernel: part})))
         assert_exact(problem(140, 130, classes=20, margin=1.9))
 
 
-@pytest.mark.parametrize("ref_rows", [None, 70])
-def test_the_order_of_programs_changes_no_bit(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    p = cast(problem(110, 80, ref_rows=ref_rows, margin=1.7, reduction="mean_nonzero"), torch.float32)
-    expected, expected_gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+@pytest.fixture
+def shuffled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Have programs run in another order from when it is called on; some grid must then have had more than one."""
     in_order = interpreter.interpreter_builder.set_grid_idx
     orders: dict[int, list[int]] = {}
 
-    def shuffled(*place: int) -> None:
+    def permuted(*place: int) -> None:
         counts = interpreter.interpreter_builder.grid_dim
         generator = torch.Generator().manual_seed(0)
         for count in counts:
@@ -222,11 +238,68 @@ def test_the_order_of_programs_changes_no_bit(ref_rows: int | None, monkeypatch:
                 orders[count] = torch.randperm(count, generator=generator).tolist()
         in_order(*(orders[count][i] for i, count in zip(place, counts, strict=True)))
 
-    monkeypatch.setattr(interpreter.interpreter_builder, "set_grid_idx", shuffled)
-    loss, gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    yield lambda: monkeypatch.setattr(interpreter.interpreter_builder, "set_grid_idx", permuted)
     assert any(order != sorted(order) for order in orders.values())
+
+
+def assert_order_changes_no_bit(p: Problem, shuffle: Callable[[], None]) -> None:
+    expected, expected_gradients = loss_and_gradients(mmfast.contrastive_loss, p)
+    shuffle()
+    loss, gradients = loss_and_gradients(mmfast.contrastive_loss, p)
     assert torch.equal(loss, expected)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
+
+
+@pytest.mark.parametrize("ref_rows", [None, 70])
+def test_the_order_of_programs_changes_no_bit(ref_rows: int | None, shuffled: Callable[[], None]) -> None:
+    p = problem(110, 80, ref_rows=ref_rows, margin=1.7, reduction="mean_nonzero")
+    assert_order_changes_no_bit(cast(p, torch.float32), shuffled)
+
+
+class TestLongClasses:
+    """Classes of more rows than one program takes, cut into parts."""
+
+    def problem(self, sizes: list[int], ref_sizes: list[int] | None) -> Problem:
+        """Rows far from the origin, so that a mean of squares would lose what the squares of deviations keep."""
+        p = problem(sum(sizes), 9, ref_rows=None if ref_sizes is None else sum(ref_sizes), margin=0.0)
+        for rows, labels, counts in (("embeddings", "labels", sizes), ("ref_emb", "ref_labels", ref_sizes)):
+            if counts is not None:
+                p[rows] = p[rows] + 1000
+                drawn = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+                p[labels] = drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1))]
+        return p
+
+    @pytest.mark.parametrize(
+        ("sizes", "ref_sizes"),
+        [
+            ([64, 3, 17, 16, 1, 33], None),  # whole parts, parts of few rows, and no parts
+            ([17, 17, 20, 15], None),  # one class ends in a part and the next begins with one, within 16 rows
+            ([17], [49]),
+            ([1, 40, 0, 5], [70, 2, 20, 0]),  # long on one side alone, and on one side only
+            ([40, 6], [3, 33]),
+        ],
+    )
+    def test_parts(self, sizes: list[int], ref_sizes: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(classes, "PART_ROWS", 16)
+        for dtype in (torch.float64, torch.float32):
+            assert_exact(self.problem(sizes, ref_sizes), dtype)
+        ignored = self.problem(sizes, ref_sizes)
+        assert_exact({**ignored, "ignore_index": 0, "margin": 1.0, "reduction": "mean_nonzero"})
+
+    @pytest.mark.parametrize("ref_sizes", [None, [37, 50, 2]])
+    def test_the_order_of_programs_changes_no_bit(
+        self, ref_sizes: list[int] | None, shuffled: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(classes, "PART_ROWS", 16)
+        assert_order_changes_no_bit(self.problem([50, 3, 33], ref_sizes), shuffled)
+
+    def test_nothing_beyond_a_tensor(self, guarded: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(classes, "PART_ROWS", 16)
+        assert_exact(self.problem([50, 3, 33], [37, 50, 2]))
+        assert len(guarded) > 10
+
+    def test_one_class_of_the_whole_batch(self) -> None:
+        assert_exact(self.problem([2 * classes.PART_ROWS + 50], None), torch.float64)
 
 
 GUARD = 512  # elements before and behind a tensor
