@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 BUILT  := $(VENV)/.built
 
-.PHONY: help demo test test-slow test-native audit lint bench bench-cpu bench-gpu build clean
+.PHONY: help demo test test-slow test-native audit lint bench bench-cpu bench-gpu bench-search build clean
 help:          ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -56,6 +56,11 @@ bench-cpu: build ## measure the CPU engine beside the eager idiom and one X @ X.
 
 bench-gpu: build ## measure the loss on a GPU beside everything a user would pick there
 	$(BIN)/python -m benchmarks.gpu --json out/gpu.json
+
+bench-search: build ## measure the index beside everything a user would pick instead
+	$(PIP) install -q -c constraints.txt -e '.[peers]' --no-build-isolation
+	mkdir -p out
+	$(BIN)/python -m benchmarks.search --json out/search.json
 
 clean:         ## remove everything the other targets made
 	rm -rf $(VENV) build dist out *.egg-info mmfast/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache

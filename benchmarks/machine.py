@@ -80,7 +80,7 @@ def _measure_peak(provider: Provider, density: str, rows: int, features: int) ->
     set_up(provider, make_problem("separated", WARM_UP_ROWS, features))()
     step = set_up(provider, make_problem(density, rows, features))
     gc.collect()
-    _return_freed_memory()
+    return_freed_memory()
     before = _reset_peak()
     step()
     return _peak() - before
@@ -92,24 +92,24 @@ def _reset_peak() -> int:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
     except OSError:  # elsewhere the mark cannot be lowered: making the inputs counts as held before
         return _peak()
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
 def _peak() -> int:
     if Path("/proc/self/status").exists():
-        return _status("VmHWM")
+        return status("VmHWM")
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if match is None:
         raise OSError(f"/proc/self/status has no {field}")
     return int(match[1]) * 1024
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Make glibc give back what was freed, so that a step cannot use it unseen."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -276,7 +276,7 @@ def _name_lines(axes: Axes) -> None:
         across, height = axes.transAxes.inverted().transform(axes.transData.transform(point))
         ends.append((height, across, name, colour))
     ends.sort()
-    for (height, across, name, colour), moved in zip(ends, _spread([end[0] for end in ends]), strict=True):
+    for (height, across, name, colour), moved in zip(ends, spread([end[0] for end in ends]), strict=True):
         axes.annotate(
             name,
             xy=(across, height),
@@ -290,7 +290,7 @@ def _name_lines(axes: Axes) -> None:
         )
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
+def spread(heights: Sequence[float]) -> list[float]:
     """Move ascending heights apart to LABEL_GAP, each as little as a pass up and a pass down allow."""
     moved = list(heights)
     for _ in range(100):

@@ -90,7 +90,7 @@ def test_one_batch_gives_a_table_and_no_plot(tmp_path: Path) -> None:
 
 
 def test_names_of_lines_do_not_overlap() -> None:
-    spread = bench_command._spread([0.1, 0.11, 0.12, 0.5, 0.95, 0.96])
+    spread = bench_command.spread([0.1, 0.11, 0.12, 0.5, 0.95, 0.96])
     assert all(high - low > 0.98 * bench_command.LABEL_GAP for low, high in itertools.pairwise(spread))
     assert spread[3] == 0.5
 
