@@ -1,4 +1,4 @@
-"""The command line: ``mmfast info | demo | train | search | bench``.
+"""The command line: ``mmfast info | demo | train | search | index | bench``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. Only the chosen one is imported, so
 that ``mmfast info`` works where no extra is installed, and a missing extra is named instead of traced back.
@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": Command("mmfast.demo.demo_command", "train a joint image–text space on emoji, search it, report", "demo"),
     "train": Command("mmfast.demo.train_command", "train a joint space on your own images and captions", "demo"),
     "search": Command("mmfast.demo.search_command", "search what demo or train made, by words or by picture", "demo"),
+    "index": Command("mmfast.index_command", "make, search and look after a durable index in a folder", None),
     "bench": Command("mmfast.bench_command", "draw plots and a table of the results of `make bench`", "bench"),
 }
 

@@ -1,0 +1,145 @@
+"""``mmfast index build``: add the vectors of a file to a durable index, in batches, and build its graph.
+
+Each batch is on the disk once it is added. What is cut short is completed by running it again with ``--upsert``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfast.cli import UserError
+from mmfast.index_files import Keys, Vectors, check_rows, open_vectors
+from mmfast.index_folder import told
+from mmfast.search.arrays import examples
+from mmfast.search.database import DATABASE
+from mmfast.search.index import Index
+from mmfast.search.progress import Bar
+from mmfast.search.settings import Settings
+
+if TYPE_CHECKING:
+    from mmfast.search.durable import DurableIndex
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the file, add its rows, build the graph and write the snapshot."""
+    folder: Path = args.folder
+    metadata, indexed = _names(args.metadata), _names(args.index)
+    vectors = open_vectors(args.vectors, args.keys, args.column_vector, metadata)
+    exists = (folder / DATABASE).exists()
+    if not exists:
+        _check_new(folder, vectors, args)
+    keys = _keys(vectors, args)
+    print(f"{vectors.path}: {vectors.rows:,} rows of {vectors.ndim} features, {vectors.dtype}", flush=True)
+    index = _open(folder, args, keys, indexed, None) if exists else None
+    try:
+        if index is not None:
+            _check_fits(index, vectors, keys, args)
+        metric, dtype = (args.metric or "cos", args.dtype or "bf16") if index is None else (index.metric, index.dtype)
+        check_rows(vectors, metric, dtype, args.batch)
+        if index is None:
+            index = _open(folder, args, keys, indexed, vectors.ndim)
+        before = len(index)
+        _add(index, vectors, keys, args)
+        new, replaced = len(index) - before, vectors.rows - (len(index) - before)
+        added = f"added {new:,} rows{f', replaced {replaced:,}' if replaced else ''}"
+        _build(index, folder, added)
+        print(f"{folder} holds {len(index):,} rows; search it with: mmfast index search {folder} QUERIES.npy")
+    finally:
+        if index is not None:
+            index.close()
+    return 0
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _check_new(folder: Path, vectors: Vectors, args: argparse.Namespace) -> None:
+    """Refuse a folder that no index can be made in, and settings that none can be made with."""
+    with told():
+        Settings(vectors.ndim, args.metric or "cos", args.dtype or "bf16", 16, 128)
+        try:
+            Index.open(folder, read_only=True).close()
+        except FileNotFoundError as error:
+            if not folder.absolute().parent.is_dir():
+                raise UserError(f"cannot make {folder}: there is no folder {folder.absolute().parent}") from error
+
+
+def _keys(vectors: Vectors, args: argparse.Namespace) -> Keys:
+    """Return the key of each row: its number where none are given."""
+    keys = vectors.keys()
+    if keys is None:
+        if args.key_kind == "str":
+            raise UserError("--key-kind str needs --keys; without, the keys of rows are their numbers")
+        return np.arange(vectors.rows)
+    if args.key_kind == "int" and isinstance(keys, list):
+        raise UserError(f"--key-kind int needs keys that are integers, but {args.keys} holds text")
+    return list(map(str, keys.tolist())) if args.key_kind == "str" and not isinstance(keys, list) else keys
+
+
+def _open(folder: Path, args: argparse.Namespace, keys: Keys, indexed: list[str], ndim: int | None) -> DurableIndex:
+    kind = args.key_kind or (None if ndim is None else "str" if isinstance(keys, list) else "int")
+    with told():
+        return Index.open(folder, ndim, args.metric, args.dtype, key_kind=kind, indexed_columns=indexed)
+
+
+def _check_fits(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Namespace) -> None:
+    """Refuse what an index that exists cannot take."""
+    if vectors.ndim != index.ndim:
+        raise UserError(f"{vectors.path} has {vectors.ndim} features a row, but the index has {index.ndim}")
+    kind = "str" if isinstance(keys, list) else "int"
+    if kind != index.key_kind:
+        words = {"int": "integers", "str": "text"}
+        how = "; give --keys" if args.keys is None else "; give --key-kind str" if kind == "int" else ""
+        raise UserError(f"the keys of {args.folder} are {words[index.key_kind]}, not {words[kind]}{how}")
+    if args.upsert or not len(index):
+        return
+    if isinstance(keys, list):
+        given = set(keys)
+        held = np.array([key for key in index if key in given], dtype=object)
+    else:
+        held = np.intersect1d(index.keys(), keys)
+    if len(held):
+        how = "--upsert replaces them" + ("" if args.keys else ", --keys gives keys other than the numbers of rows")
+        raise UserError(f"the index already holds {len(held):,} of the keys: {examples(held)}; {how}")
+
+
+def _add(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Namespace) -> None:
+    """Add all rows; where that is cut short, say what is there and what completes it."""
+    put = index.upsert if args.upsert else index.add
+    # One graph is built in the end. Those that would be built meanwhile, in the background, would be thrown away.
+    index._engine._folder.stop()
+    try:
+        with Bar("adding rows", vectors.rows, wanted=True) as bar:
+            for start, block, metadata in vectors.batches(args.batch):
+                end = start + len(block)
+                with told(f"rows {start} to {end - 1} of {vectors.path}: "):
+                    put(keys[start:end], block, metadata)
+                bar.reach(end)
+    except UserError as error:
+        raise UserError(f"{error}; {_kept(index)}") from error
+    except KeyboardInterrupt:
+        print(f"mmfast index: stopped; {_kept(index)}", file=sys.stderr)
+        raise
+
+
+def _kept(index: DurableIndex) -> str:
+    return f"the index holds {len(index):,} rows, and running this again with --upsert adds the others"
+
+
+def _build(index: DurableIndex, folder: Path, added: str) -> None:
+    try:
+        print(f"{added}; building the graph", flush=True)
+        with told():
+            index.build()
+    except KeyboardInterrupt:
+        print(
+            f"mmfast index: stopped; all rows are in the index, and mmfast index compact {folder} builds its graph",
+            file=sys.stderr,
+        )
+        raise
