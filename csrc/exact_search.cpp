@@ -96,7 +96,6 @@ class Group {
       const float* const query = row(j);
       const int qmax = packed ? tier.query_qmax : 127;
       queries_.push_back(encode_query(tier, codes, search.metric, query, qmax, digits_.data() + size_t(j) * padded_));
-      query_norms_.push_back(std::sqrt(tier.f32.dot(query, query, codes.features)));
       lists_.emplace_back(search.k, to_rank(search.metric, search.radius), least_score(j));
       if (!queries_[j].decided) continue;
       largest_norm_ = std::max(largest_norm_, queries_[j].norm);
@@ -114,9 +113,7 @@ class Group {
     while (reader.read(block)) packed_ ? screen(block) : scan(block);
   }
 
-  const std::vector<Neighbour>& finish(int j) {
-    return lists_[j].finish([&](int64_t row) { return measure(j, row); });
-  }
+  const std::vector<Neighbour>& finish(int j) { return lists_[j].finish(ranker(j)); }
 
  private:
   const float* row(int j) const { return search_.queries + (begin_ + j) * search_.codes.features; }
@@ -136,7 +133,7 @@ class Group {
       size = squares + std::abs(search_.radius) * c.unit * c.unit;
     } else {
       for (int k = 0; k < c.features; ++k) shift += double(row(j)[k]) * c.centre[k];
-      const double length = query_norms_[j] > 0 ? query_norms_[j] : 1;
+      const double norm = std::sqrt(tier_.f32.dot(row(j), row(j), c.features)), length = norm > 0 ? norm : 1;
       const double wanted = search_.metric == Metric::kCos ? 1 - search_.radius : (1 - search_.radius) / length;
       least = (wanted - shift / length) * c.unit;
       size = (1 + std::abs(wanted) + std::abs(shift / length)) * c.unit;
@@ -225,7 +222,7 @@ class Group {
   void offer(const Block& block, int j, const int32_t* ids, int count) {
     const Query& q = queries_[j];
     tier_.dots({block.digits, ids, count, depth_, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
-    const auto rank = [&](int64_t row) { return measure(j, row); };
+    const Ranker rank = ranker(j);
     for (int n = 0; n < count; ++n) {
       const int64_t row = block.row(ids[n]);
       const Bound bound = bound_score(search_.codes, q, row, products_[n]);
@@ -233,11 +230,7 @@ class Group {
     }
   }
 
-  Neighbour measure(int j, int64_t i) {
-    const float* const x = search_.vectors.row(i, scratch_.data());
-    return {rank_row(tier_, search_.metric, row(j), query_norms_[j], x, search_.codes.features),
-            search_.keys ? search_.keys[i] : i};
-  }
+  Ranker ranker(int j) { return Ranker(search_, tier_, begin_ + j, scratch_.data()); }
 
   const ExactSearch& search_;
   const Tier& tier_;
@@ -246,7 +239,6 @@ class Group {
   bool packed_;
   double largest_norm_ = 0, largest_error_ = 0;
   std::vector<Query> queries_;
-  std::vector<double> query_norms_;
   std::vector<Shortlist> lists_;
   std::vector<int8_t> digits_;  // (count, padded)
   std::vector<uint8_t> panels_;
@@ -257,6 +249,16 @@ class Group {
 };
 
 }  // namespace
+
+Ranker::Ranker(const ExactSearch& search, const Tier& tier, int64_t query, float* scratch)
+    : search(search), tier(tier), query(search.queries + query * search.codes.features), scratch(scratch) {
+  norm = search.metric == Metric::kCos ? std::sqrt(tier.f32.dot(this->query, this->query, search.codes.features)) : 1;
+}
+
+Neighbour Ranker::operator()(int64_t row) const {
+  const float* const x = search.vectors.row(row, scratch);
+  return {rank_row(tier, search.metric, query, norm, x, search.codes.features), search.keys ? search.keys[row] : row};
+}
 
 std::vector<std::vector<Neighbour>> exact_search(const ExactSearch& s) {
   const DefaultArithmetic arithmetic;

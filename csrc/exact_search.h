@@ -36,6 +36,19 @@ struct ExactSearch {
   int threads;
 };
 
+// What ranks the rows for one query.
+struct Ranker {
+  Ranker(const ExactSearch& search, const Tier& tier, int64_t query, float* scratch);
+  Neighbour operator()(int64_t row) const;
+  void fetch(int64_t row) const { search.vectors.fetch(row); }
+
+  const ExactSearch& search;
+  const Tier& tier;
+  const float* query;
+  double norm;
+  float* scratch;  // (features,)
+};
+
 // The k nearest rows of each query within the radius, in order.
 std::vector<std::vector<Neighbour>> exact_search(const ExactSearch& search);
 

@@ -10,13 +10,20 @@
 namespace mmfast {
 namespace {
 
-constexpr int kTogether = 4;         // rows measured at a time, while the next ones are fetched
-constexpr int64_t kQueriesTask = 8;  // handed to a thread at a time
+constexpr int kTogether = 4;          // rows measured at a time, while the next ones are fetched
+constexpr int64_t kQueriesTask = 32;  // handed to a thread at a time
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 void fetch(const void* from, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
 }
+
+struct GraphSearch {
+  const ExactSearch& search;
+  const Links& links;
+  const Tier& tier;
+  int expansion;
+};
 
 // Which rows a walk has met: one bit each, cleared by what was set.
 class Visited {
@@ -88,85 +95,94 @@ class Beam {
   int size_ = 0, next_ = 0, capacity_ = 0;
 };
 
-class Walker {
+// One query's walk, in steps: memory that a step asks for arrives while other walks take theirs.
+class Walk {
  public:
-  std::vector<Neighbour> search(const ExactSearch& s, const Links& links, const Tier& tier, const float* query,
-                                int expansion) {
-    const Codes& c = s.codes;
+  void begin(const GraphSearch& g, int64_t query) {
+    g_ = &g;
+    query_ = query;
+    const Codes& c = g.search.codes;
     digits_.resize((c.depth + kQueryAlign - 1) / kQueryAlign * kQueryAlign);
     scratch_.resize(c.features);
-    const Query q = encode_query(tier, c, s.metric, query, 127, digits_.data());
-    walk(s, links, tier, q, expansion);
-    return rank(s, links, tier, query, q);
-  }
-
- private:
-  void walk(const ExactSearch& s, const Links& links, const Tier& tier, const Query& q, int expansion) {
-    visited_.reset(links.nodes);
-    beam_.reset(expansion);
+    encoded_ = encode_query(g.tier, c, g.search.metric, row(), 127, digits_.data());
+    visited_.reset(g.links.nodes);
+    beam_.reset(g.expansion);
     fresh_.clear();
-    for (int i = 0; i < links.entries; ++i) {
+    for (int i = 0; i < g.links.entries; ++i) {
       visited_.insert(i);
       fresh_.push_back(i);
     }
-    measure(s.codes, tier, q);
-    for (int32_t at; (at = beam_.take()) >= 0;) {
-      const int32_t* const list = links.neighbours + int64_t(at) * links.slots;
+  }
+
+  int64_t query() const { return query_; }
+
+  // False at the end.
+  bool step() {
+    const Links& links = g_->links;
+    if (!fresh_.empty()) {
+      measure();
       fresh_.clear();
-      for (int i = 0; i < links.slots && list[i] >= 0; ++i)
-        if (visited_.insert(list[i])) fresh_.push_back(list[i]);
       const int32_t next = beam_.peek();
-      if (next >= 0) fetch(links.neighbours + int64_t(next) * links.slots, links.slots * int(sizeof *list));
-      measure(s.codes, tier, q);
+      if (next >= 0) fetch(links.neighbours + int64_t(next) * links.slots, links.slots * int(sizeof(int32_t)));
+      return true;
     }
-  }
-
-  // Puts the fresh rows into the beam.
-  void measure(const Codes& c, const Tier& tier, const Query& q) {
-    const int count = int(fresh_.size());
-    const float factor = float(q.scale);
-    for (int i = 0; i < std::min(count, kTogether); ++i) prepare(c, fresh_[i]);
-    for (int begin = 0; begin < count; begin += kTogether) {
-      const int together = std::min(kTogether, count - begin);
-      for (int i = begin + kTogether; i < std::min(count, begin + 2 * kTogether); ++i) prepare(c, fresh_[i]);
-      int32_t products[kTogether];
-      tier.dots({c.digits, fresh_.data() + begin, together, c.depth, digits_.data(), q.sum, products});
-      for (int i = 0; i < together; ++i) {
-        const int32_t row = fresh_[begin + i];
-        beam_.insert(c.half[row] - factor * c.scale[row] * float(products[i]), row);
+    const int32_t at = beam_.take();
+    if (at < 0) return false;
+    const int32_t* const list = links.neighbours + int64_t(at) * links.slots;
+    for (int i = 0; i < links.slots && list[i] >= 0; ++i)
+      if (visited_.insert(list[i])) {
+        fresh_.push_back(list[i]);
+        prepare(list[i]);
       }
-    }
+    return true;
   }
 
-  static void prepare(const Codes& c, int32_t row) {
-    fetch(c.digits + int64_t(row) * c.depth, c.depth);
-    __builtin_prefetch(c.scale + row);
-    __builtin_prefetch(c.half + row);
-  }
-
-  std::vector<Neighbour> rank(const ExactSearch& s, const Links& links, const Tier& tier, const float* query,
-                              const Query& q) {
+  std::vector<Neighbour> rank() {
+    const ExactSearch& s = g_->search;
     const Codes& c = s.codes;
-    const double query_norm = std::sqrt(tier.f32.dot(query, query, c.features));
-    const auto rank_of = [&](int64_t row) -> Neighbour {
-      const float* const x = s.vectors.row(row, scratch_.data());
-      return {rank_row(tier, s.metric, query, query_norm, x, c.features), s.keys ? s.keys[row] : row};
-    };
+    const Ranker rank_of(s, g_->tier, query_, scratch_.data());
+    for (int i = 0; i < beam_.size(); ++i) fresh_.push_back(beam_.row(i));
+    products_.resize(fresh_.size());
+    g_->tier.dots({c.digits, fresh_.data(), beam_.size(), c.depth, digits_.data(), encoded_.sum, products_.data()});
     Shortlist list(s.k, to_rank(s.metric, s.radius), -kInfinite);
     for (int i = 0; i < beam_.size(); ++i) {
-      const int32_t node = beam_.row(i);
-      int32_t product;
-      tier.dots({c.digits, &node, 1, c.depth, digits_.data(), q.sum, &product});
-      const Bound bound = bound_score(c, q, node, product);
-      for (int32_t row = node; row >= 0; row = links.copies ? links.copies[row] : -1)
-        if (!s.allowed || s.allowed[row]) list.offer(row, bound.lower, bound.upper, rank_of);
+      const int32_t node = fresh_[i];
+      const Bound bound = bound_score(c, encoded_, node, products_[i]);
+      for (int32_t r = node; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1)
+        if (!s.allowed || s.allowed[r]) list.offer(r, bound.lower, bound.upper, rank_of);
     }
     return list.finish(rank_of);
   }
 
+ private:
+  const float* row() const { return g_->search.queries + query_ * g_->search.codes.features; }
+
+  void prepare(int32_t row) const {
+    const Codes& c = g_->search.codes;
+    fetch(c.digits + int64_t(row) * c.depth, c.depth);
+    __builtin_prefetch(c.scale + row);
+    if (g_->search.metric == Metric::kL2sq) __builtin_prefetch(c.half + row);
+  }
+
+  // Puts the fresh rows into the beam.
+  void measure() {
+    const Codes& c = g_->search.codes;
+    const int count = int(fresh_.size());
+    products_.resize(count);
+    g_->tier.dots({c.digits, fresh_.data(), count, c.depth, digits_.data(), encoded_.sum, products_.data()});
+    const float factor = float(encoded_.scale);
+    for (int i = 0; i < count; ++i) {
+      const int32_t row = fresh_[i];
+      beam_.insert(c.half[row] - factor * c.scale[row] * float(products_[i]), row);
+    }
+  }
+
+  const GraphSearch* g_;
+  int64_t query_;
+  Query encoded_;
   Visited visited_;
   Beam beam_;
-  std::vector<int32_t> fresh_;
+  std::vector<int32_t> fresh_, products_;
   std::vector<int8_t> digits_;
   std::vector<float> scratch_;
 };
@@ -175,14 +191,28 @@ class Walker {
 
 std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& s, const Links& links, int expansion) {
   const DefaultArithmetic arithmetic;
-  const Tier& tier = current_tier();
+  const GraphSearch g = {s, links, current_tier(), expansion};
   std::vector<std::vector<Neighbour>> results(s.query_count);
   const int64_t tasks = (s.query_count + kQueriesTask - 1) / kQueriesTask;
   const auto run = [&](int64_t task) {
-    static thread_local Walker walker;  // keeps its memory between calls
-    const int64_t end = std::min((task + 1) * kQueriesTask, s.query_count);
-    for (int64_t j = task * kQueriesTask; j < end; ++j)
-      results[j] = walker.search(s, links, tier, s.queries + j * s.codes.features, expansion);
+    static thread_local Walk kept[kTogether];  // keep their memory between calls
+    Walk* walks[kTogether];
+    int64_t next = task * kQueriesTask;
+    const int64_t end = std::min(next + kQueriesTask, s.query_count);
+    int active = 0;
+    for (Walk& walk : kept) {
+      if (next == end) break;
+      walk.begin(g, next++);
+      walks[active++] = &walk;
+    }
+    for (int w = 0; active; w = w + 1 < active ? w + 1 : 0) {
+      if (walks[w]->step()) continue;
+      results[walks[w]->query()] = walks[w]->rank();
+      if (next < end)
+        walks[w]->begin(g, next++);
+      else
+        walks[w] = walks[--active];
+    }
   };
   if (tasks == 1)
     run(0);

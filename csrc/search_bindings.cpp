@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -111,14 +112,18 @@ class VectorSet {
     links_ = {links, next, nodes, int(neighbours_->shape(1)), entries};
   }
 
+  // Also returns whether k rows were found for every query.
   py::tuple graph_search(const Array<float>& queries, int64_t k, int expansion,
                          const std::optional<Array<bool>>& allowed, bool ranked, int threads) {
     if (k < 1 || expansion < 1) throw py::value_error("k and expansion must be at least 1");
     if (!neighbours_) throw py::value_error("there is no graph: set_links first");
     expansion = int(std::min<int64_t>(expansion, links_.nodes));
-    return matrix(k, ranked, run(queries, k, kInfinite, allowed, threads, [&](const ExactSearch& s) {
-                    return mmfast::graph_search(s, links_, expansion);
-                  }));
+    const auto found = run(queries, k, kInfinite, allowed, threads,
+                           [&](const ExactSearch& s) { return mmfast::graph_search(s, links_, expansion); });
+    const bool complete =
+        std::all_of(found.begin(), found.end(), [&](const auto& row) { return int64_t(row.size()) == k; });
+    const py::tuple results = matrix(k, ranked, found);
+    return py::make_tuple(results[0], results[1], complete);
   }
 
   // (queries, k) keys and distances, or what they are ranked by, padded with -1 and infinity.
@@ -226,9 +231,9 @@ py::tuple encode_rows(const py::array& vectors, const std::string& dtype, const 
 }
 
 // Which rows no distance can be computed from: the numbers of those that are not finite, of those that are zero where
-// the metric is a cosine, and of those longer than `longest` where it is not.
-py::tuple unfit_rows(const py::array& vectors, const std::string& dtype, const std::string& metric, double longest,
-                     int threads) {
+// the metric is a cosine, and of those longer than `longest` where it is not. None if there are no such rows.
+std::optional<py::tuple> unfit_rows(const py::array& vectors, const std::string& dtype, const std::string& metric,
+                                    double longest, int threads) {
   const Vectors rows = parse_vectors(vectors, parse_scalar(dtype));
   const bool cosine = parse_metric(metric) == Metric::kCos;
   enum { kFits, kNotFinite, kZero, kTooLong };
@@ -254,7 +259,7 @@ py::tuple unfit_rows(const py::array& vectors, const std::string& dtype, const s
       }
     });
   }
-  if (all_fit) return py::make_tuple(Array<int64_t>(0), Array<int64_t>(0), Array<int64_t>(0));
+  if (all_fit) return std::nullopt;
   std::vector<int64_t> found[3];
   for (int64_t i = 0; i < rows.rows; ++i)
     if (kinds[i] != kFits) found[kinds[i] - 1].push_back(i);

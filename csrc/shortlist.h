@@ -28,7 +28,7 @@ class Shortlist {
 
   double threshold() const { return threshold_; }
 
-  // `measure(row)` is the rank and the key.
+  // `measure(row)` is the rank and the key; `measure.fetch(row)` says that it will be asked for.
   template <class Measure>
   void offer(int64_t row, double lower, double upper, const Measure& measure) {
     if (upper < threshold_) return;
@@ -75,6 +75,7 @@ class Shortlist {
 
   template <class Measure>
   void resolve(const Measure& measure) {
+    for (const Waiting& w : waiting_) measure.fetch(w.row);
     for (const Waiting& w : waiting_) {
       const Neighbour n = measure(w.row);
       if (n.rank <= farthest_) found_.push_back(n);

@@ -150,6 +150,11 @@ struct GradientRow {
   T* gradient;   // (D,)
 };
 
+// Of two rows: x . y and y . y.
+struct Products {
+  double across, own;
+};
+
 // What a tier does with rows of float or of double.
 template <class T>
 struct RowKernels {
@@ -165,6 +170,7 @@ struct RowKernels {
 
   // In double, differences and products first.
   double (*dot)(const T* x, const T* y, int features);
+  Products (*products)(const T* x, const T* y, int features);
   double (*squared_distance)(const T* x, const T* y, int features);
 };
 
@@ -182,6 +188,8 @@ struct Tier {
   int query_qmax, query_offset;
   void (*dots)(const Dots&);
   void (*scan)(const Scan&);
+  void (*widen_bf16)(const uint16_t* from, int count, float* to);
+  void (*widen_f16)(const uint16_t* from, int count, float* to);
 
   RowKernels<float> f32;
   RowKernels<double> f64;

@@ -18,26 +18,6 @@ constexpr double kLargestHalf = 1e30;      // beyond, a row's score in float32 w
 constexpr double kFarthestQuery = 0x1p60;  // times the rows' own size: beyond, |z|^2 / 2 is lost beside q . z
 constexpr double kRounded = 0x1p-23;       // of a row that was scaled to unit length, twice over
 
-float widen_bf16(uint16_t bits) {
-  const uint32_t wide = uint32_t(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-// By integers and one exact product, which compilers make vectors of; infinity and NaN do not occur.
-float widen_f16(uint16_t bits) {
-  const uint32_t wide = uint32_t(bits & 0x7fff) << 13, sign = uint32_t(bits & 0x8000) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  value *= 0x1p112f;
-  uint32_t scaled;
-  std::memcpy(&scaled, &value, sizeof scaled);
-  scaled |= sign;
-  std::memcpy(&value, &scaled, sizeof value);
-  return value;
-}
-
 // The row, under cos scaled to unit length.
 const float* framed_row(const Tier& tier, const Vectors& vectors, Metric metric, int64_t i, float* scratch) {
   const float* const row = vectors.row(i, scratch);
@@ -58,11 +38,15 @@ const float* Vectors::row(int64_t i, float* scratch) const {
     return scratch;
   }
   const uint16_t* const from = static_cast<const uint16_t*>(data) + begin;
-  if (scalar == Scalar::kBf16)
-    for (int k = 0; k < features; ++k) scratch[k] = widen_bf16(from[k]);
-  else
-    for (int k = 0; k < features; ++k) scratch[k] = widen_f16(from[k]);
+  const Tier& tier = current_tier();
+  (scalar == Scalar::kBf16 ? tier.widen_bf16 : tier.widen_f16)(from, features, scratch);
   return scratch;
+}
+
+void Vectors::fetch(int64_t i) const {
+  const int64_t size = int64_t(features) * (scalar == Scalar::kF32 ? 4 : scalar == Scalar::kI8 ? 1 : 2);
+  const char* const begin = static_cast<const char*>(data) + i * size;
+  for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(begin + at);
 }
 
 int code_depth(int features) {
@@ -155,9 +139,8 @@ Bound bound_score(const Codes& codes, const Query& q, int64_t row, int32_t produ
 double rank_row(const Tier& tier, Metric metric, const float* query, double query_norm, const float* row,
                 int features) {
   if (metric == Metric::kL2sq) return tier.f32.squared_distance(query, row, features);
-  const double product = tier.f32.dot(query, row, features);
-  if (metric == Metric::kIp) return -product;
-  return -product / (std::sqrt(tier.f32.dot(row, row, features)) * query_norm);
+  const Products products = tier.f32.products(query, row, features);
+  return -products.across / (metric == Metric::kIp ? 1 : std::sqrt(products.own) * query_norm);
 }
 
 double to_distance(Metric metric, double rank) {

@@ -26,6 +26,7 @@ struct Vectors {
 
   // The row as floats: in place, or written to scratch, (features,).
   const float* row(int64_t i, float* scratch) const;
+  void fetch(int64_t i) const;  // into the cache
 };
 
 // The 8-bit image of rows; where e is infinite the digits say nothing.

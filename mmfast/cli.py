@@ -79,4 +79,6 @@ def _missing(command: str, module: str | None, extra: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mmfast.cli import main as run  # the module that commands know, not this copy of it
+
+    sys.exit(run())

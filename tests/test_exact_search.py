@@ -187,6 +187,28 @@ def test_dtypes_are_taken_as_they_are(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(found.distances, same.distances)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(dtype: torch.dtype, value: float) -> None:
+    rows = torch.ones(40, 21, dtype=dtype)
+    rows[7, 18] = value
+    for metric in METRICS:
+        with pytest.raises(ValueError, match="vectors must be finite: rows 7 hold"):
+            mmfast.exact_search(rows[:1], rows, 3, metric=metric)
+        with pytest.raises(ValueError, match="queries must be finite: rows 7 hold"):
+            mmfast.exact_search(rows, rows[:7], 3, metric=metric)
+    with pytest.raises(ValueError, match="vectors must be finite: rows 7 hold"):
+        mmfast.Index(21, "cos", "i8").add(range(40), rows)
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].reshape(-1, 1)
+    found = mmfast.exact_search(np.ones((1, 1), np.float32), finite, len(finite), metric="ip")
+    expected = np.sort(1 - finite[:, 0].astype(np.float64))
+    np.testing.assert_array_equal(found.distances[0], expected.astype(np.float32))
+
+
 def test_layouts() -> None:
     rows, queries = normal(14, 300, 16), normal(15, 10, 16)
     expected = mmfast.exact_search(queries, rows, 4)

@@ -125,6 +125,19 @@ def test_the_work_is_complete_before_an_interrupt_is_raised(alarm: Callable[[flo
     assert not lock.locked()
 
 
+def test_a_build_is_given_up(alarm: Callable[[float], None]) -> None:
+    index = Index(16)
+    index.add(range(20_000), gaussian(20_000, 16))
+    index._folder.stop()
+    with pytest.raises(AlarmError):  # noqa: PT012
+        alarm(0.05)
+        while True:
+            index.build()
+    assert len(index) == 20_000
+    index.build()
+    assert index.stats()["graph"] == 20_000
+
+
 def test_results_and_errors_come_through() -> None:
     lock = threading.Lock()
 

@@ -84,21 +84,9 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Tier kAvx2;
-const Tier kAvx2 = {"avx2",
-                    available,
-                    63,
-                    64,
-                    screen,
-                    count_ones,
-                    31,
-                    32,
-                    dots,
-                    scan,
-                    row_kernels<float>(),
-                    row_kernels<double>(),
-                    compare,
-                    is_active,
-                    accumulate};
+const Tier kAvx2 = {"avx2",  available, 63,        64,         screen,    count_ones,           31,
+                    32,      dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
+                    compare, is_active, accumulate};
 
 }  // namespace mmfast
 

@@ -84,21 +84,10 @@ bool available() {
 }  // namespace
 
 extern const Tier kAvx512Vnni;
-const Tier kAvx512Vnni = {"avx512vnni",
-                          available,
-                          127,
-                          128,
-                          screen,
-                          count_ones,
-                          127,
-                          128,
-                          dots,
-                          scan,
-                          row_kernels<float>(),
-                          row_kernels<double>(),
-                          compare,
-                          is_active,
-                          accumulate};
+const Tier kAvx512Vnni = {
+    "avx512vnni", available, 127,       128,        screen,    count_ones,           127,
+    128,          dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
+    compare,      is_active, accumulate};
 
 }  // namespace mmfast
 

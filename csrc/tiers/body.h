@@ -97,20 +97,24 @@ inline double squared_distance(const T* x, const T* y, int features) {
 
 // Products in double, in the lanes of squared_distance.
 template <class T>
-inline double dot(const T* x, const T* y, int features) {
-  D8 sum8 = {}, more8 = {};
+inline Products products(const T* x, const T* y, int features) {
+  D8 across = {}, own = {};
   int k = 0;
-  for (; k + 16 <= features; k += 16) {
-    sum8 = sum8 + load_double(x + k) * load_double(y + k);
-    more8 = more8 + load_double(x + k + 8) * load_double(y + k + 8);
+  for (; k + 8 <= features; k += 8) {
+    const D8 other = load_double(y + k);
+    across = across + load_double(x + k) * other;
+    own = own + other * other;
   }
-  if (k + 8 <= features) {
-    sum8 = sum8 + load_double(x + k) * load_double(y + k);
-    k += 8;
+  Products sums = {total(across), total(own)};
+  for (; k < features; ++k) {
+    sums.across += double(x[k]) * double(y[k]);
+    sums.own += double(y[k]) * double(y[k]);
   }
-  double sum = total(sum8 + more8);
-  for (; k < features; ++k) sum += double(x[k]) * double(y[k]);
-  return sum;
+  return sums;
+}
+template <class T>
+inline double dot(const T* x, const T* y, int features) {
+  return products(x, y, features).across;
 }
 
 // True only if the float32 distance already proves d^2 >= margin. A difference, its square and at most D / 32 + 40

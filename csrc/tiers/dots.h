@@ -1,5 +1,5 @@
-// One query against rows in their own order: integer dot products, and the screen of exact search made of them.
-// A tier brings add_query_products.
+// One query against rows in their own order: integer dot products, and the screen of exact search made of them. A tier
+// brings query_products.
 
 // out[i] = the dot product of the query and row i, or row ids[i].
 void dots(const Dots& d) {
@@ -12,6 +12,28 @@ void dots(const Dots& d) {
   for (; i < d.count; ++i) {
     const int8_t* const rows[1] = {d.rows + size_t(d.ids ? d.ids[i] : i) * d.depth};
     query_products<1>(rows, d.query, d.query_sum, d.depth, d.out + i);
+  }
+}
+
+// By integers and one exact product.
+inline float from_bits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+void widen_bf16(const uint16_t* from, int count, float* to) {
+  for (int k = 0; k < count; ++k) to[k] = from_bits(uint32_t(from[k]) << 16);
+}
+void widen_f16(const uint16_t* from, int count, float* to) {
+  for (int k = 0; k < count; ++k) {
+    const float magnitude = from_bits(uint32_t(from[k] & 0x7fff) << 13) * 0x1p112f;
+    const uint32_t unusual = (from[k] & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;  // infinity and NaN
+    to[k] = from_bits(to_bits(magnitude) | unusual | uint32_t(from[k] & 0x8000) << 16);
   }
 }
 

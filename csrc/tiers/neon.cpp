@@ -91,21 +91,9 @@ bool available() {
 }  // namespace
 
 extern const Tier kNeon;
-const Tier kNeon = {"neon",
-                    available,
-                    127,
-                    0,
-                    screen,
-                    count_ones,
-                    127,
-                    0,
-                    dots,
-                    scan,
-                    row_kernels<float>(),
-                    row_kernels<double>(),
-                    compare,
-                    is_active,
-                    accumulate};
+const Tier kNeon = {"neon",  available, 127,       0,          screen,    count_ones,           127,
+                    0,       dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
+                    compare, is_active, accumulate};
 
 }  // namespace mmfast
 

@@ -63,20 +63,9 @@ bool available() { return true; }
 }  // namespace
 
 extern const Tier kPortable;
-const Tier kPortable = {"portable",
-                        available,
-                        127,
-                        128,
-                        screen,
-                        count_ones,
-                        127,
-                        128,
-                        dots,
-                        scan,
-                        row_kernels<float>(),
-                        row_kernels<double>(),
-                        compare,
-                        is_active,
-                        accumulate};
+const Tier kPortable = {
+    "portable", available, 127,       128,        screen,    count_ones,           127,
+    128,        dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
+    compare,    is_active, accumulate};
 
 }  // namespace mmfast

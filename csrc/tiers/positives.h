@@ -46,5 +46,6 @@ void combine(const GradientRow<T>& g) {
 
 template <class T>
 constexpr RowKernels<T> row_kernels() {
-  return {quantise<T>, evaluate<T>, add_deviation<T>, squared_deviation<T>, combine<T>, dot<T>, squared_distance<T>};
+  return {quantise<T>, evaluate<T>, add_deviation<T>, squared_deviation<T>,
+          combine<T>,  dot<T>,      products<T>,      squared_distance<T>};
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 import mmfast
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Pairs
+from mmfast.search.durable import DurableIndex
 
 
 class Hit(NamedTuple):
@@ -23,6 +24,9 @@ class Hit(NamedTuple):
 
     row: int
     similarity: float
+
+
+AnyIndex = mmfast.Index | DurableIndex
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Gallery:
         return cls(pairs, Side.build(pairs.images, images), Side.build(pairs.texts, texts))
 
 
-def nearest(index: mmfast.Index, query: Tensor, k: int) -> list[Hit]:
+def nearest(index: AnyIndex, query: Tensor, k: int) -> list[Hit]:
     """Return the at most ``k`` rows nearest to ``query`` (joint,), nearest first."""
     keys, distances = index.search(query, k)
     return [Hit(int(key), 1 - float(distance)) for key, distance in zip(keys, distances, strict=True) if key >= 0]

@@ -3,7 +3,7 @@
     run.json         options, history, recall and timings; written last, so that half a run is not taken for a whole one
     gallery.json     captions and the pictures' origins, row by row
     pictures/        the pictures, row by row, as the model saw them
-    images.index     the embedded images, by row number; texts.index likewise
+    images/          a durable index of the embedded images, by row number; texts/ likewise
     checkpoint.pt    the model
     report.html      with its contact sheets and curves as PNG files
 
@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,16 @@ import mmfast
 from mmfast.cli import UserError
 from mmfast.demo import report
 from mmfast.demo.evaluation import Recall
-from mmfast.demo.gallery import Gallery
+from mmfast.demo.gallery import AnyIndex, Gallery
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset, Pairs
 from mmfast.demo.pictures import to_image
 from mmfast.demo.timing import Timing
 from mmfast.demo.training import Epoch
 
-FORMAT = 1
+FORMAT = 2
 RUN, GALLERY, PICTURES = "run.json", "gallery.json", "pictures"
-CHECKPOINT, IMAGES, TEXTS = "checkpoint.pt", "images.index", "texts.index"
+CHECKPOINT, IMAGES, TEXTS = "checkpoint.pt", "images", "texts"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class RunFolder:
 
     root: Path
     model: JointModel
-    images: mmfast.Index  # keys are rows of the gallery
-    texts: mmfast.Index
+    images: AnyIndex  # keys are rows of the gallery
+    texts: AnyIndex
     captions: list[str] | None  # None where the texts are features
     files: list[str] | None  # where each picture came from; None: see :meth:`file`
     side: int | None  # pixels of a picture
@@ -80,8 +81,8 @@ class RunFolder:
             _save_pictures(root / PICTURES, pairs.images, list(gallery.images.copies))
         captions = None if isinstance(pairs.texts, Tensor) else pairs.texts
         _write_json(root / GALLERY, {"rows": len(pairs), "side": side, "captions": captions, "files": files})
-        gallery.images.index.save(root / IMAGES)
-        gallery.texts.index.save(root / TEXTS)
+        _write_index(root / IMAGES, gallery.images.index)
+        _write_index(root / TEXTS, gallery.texts.index)
         model.save(root / CHECKPOINT)
         report.write(root, dataset, scored, history, recalls, timings, options)
         facts = {
@@ -114,7 +115,7 @@ class RunFolder:
         except KeyError as error:
             raise _damaged(root / GALLERY, f"it lacks {error}") from error
         model = _load_model(root / CHECKPOINT)
-        images, texts = (_load_index(root / name, model.joint, rows) for name in (IMAGES, TEXTS))
+        images, texts = (_open_index(root / name, model.joint, rows) for name in (IMAGES, TEXTS))
         return cls(root, model, images, texts, captions, files, side)
 
     def file(self, row: int) -> str:
@@ -186,9 +187,17 @@ def _load_model(path: Path) -> JointModel:
         raise _damaged(path, str(error).partition("\n")[0]) from error
 
 
-def _load_index(path: Path, joint: int, rows: int) -> mmfast.Index:
+def _write_index(path: Path, index: mmfast.Index) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+    with mmfast.Index.open(path, index.ndim, index.metric, index.dtype) as durable:
+        keys = index.keys()
+        durable.add(keys, index.get(keys))
+
+
+def _open_index(path: Path, joint: int, rows: int) -> AnyIndex:
     try:
-        index = mmfast.Index.load(path)
+        index = mmfast.Index.open(path, read_only=True)
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if index.ndim != joint or len(index) > rows:

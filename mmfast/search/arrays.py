@@ -157,10 +157,12 @@ def as_stored(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, threads: 
         if array.dtype == np.float64:
             array = _narrow(name, torch.tensor(array, device="cpu"), metric).numpy()
         dtype = "f16" if array.dtype == np.float16 else "f32"
-    infinite, zero, long = _C.unfit_rows(array, dtype, metric, NORM_LIMIT, threads)
-    _refuse(name, "be finite", infinite, "hold NaN or infinity")
-    _refuse(name, "not be zero", zero, "are zero vectors, which have no cosine")
-    _refuse(name, "be smaller", long, f"have a norm above {NORM_LIMIT}: distances overflow")
+    unfit = _C.unfit_rows(array, dtype, metric, NORM_LIMIT, threads)
+    if unfit is not None:
+        infinite, zero, long = unfit
+        _refuse(name, "be finite", infinite, "hold NaN or infinity")
+        _refuse(name, "not be zero", zero, "are zero vectors, which have no cosine")
+        _refuse(name, "be smaller", long, f"have a norm above {NORM_LIMIT}: distances overflow")
     return array, dtype
 
 

@@ -104,7 +104,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """Give a connection in a transaction of its own: what it reads is of one version."""
-        self._check_usable()
+        self.check_usable()
         try:
             connection = self._held.idle.pop()
         except IndexError:
@@ -146,12 +146,12 @@ class Database:
 
     def alone(self, work: Callable[[sqlite3.Connection], int]) -> int:
         """Return what ``work`` returns for the writer's connection, outside any transaction."""
-        self._check_usable()
+        self.check_usable()
         if self.read_only:
             raise PermissionError(f"{self.path.parent} was opened with read_only=True; open it without to change it")
 
         def locked() -> int:
-            self._check_usable()
+            self.check_usable()
             if self._identities() != self._files:
                 raise OSError(
                     errno.ESTALE,
@@ -170,7 +170,8 @@ class Database:
             with self._writing:
                 self._held.close()
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise where it is closed, or another process's."""
         if os.getpid() != self._held.process:
             raise RuntimeError(
                 f"{self.path.parent} was opened by process {self._held.process}, of which this one ({os.getpid()}) is "

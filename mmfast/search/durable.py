@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import secrets
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from mmfast.search.conditions import Condition
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.progress import Bar
 from mmfast.search.results import RangeResult, SearchResult
-from mmfast.search.settings import Settings, check_choice
+from mmfast.search.settings import Settings, as_int, check_choice
 from mmfast.search.snapshot import pack_state, unpack_state
 from mmfast.search.state import Part, State
 from mmfast.search.tail import Tail
@@ -38,8 +39,20 @@ if TYPE_CHECKING:
     from mmfast.search.index import Index
 
 SNAPSHOT = "snapshot.index"
+_MISSING = "is missing"
+_ATTEMPTS = 10
+# What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _log = logging.getLogger("mmfast")
 _DEFAULTS: dict[str, Any] = {"metric": "cos", "dtype": "bf16", "connectivity": 16, "expansion_add": 128}
+
+
+class _Start(NamedTuple):
+    """What an engine can begin with."""
+
+    state: State
+    tail: Tail
+    version: int
 
 
 class DurableIndex:
@@ -47,8 +60,8 @@ class DurableIndex:
 
     It has the methods of :class:`mmfast.Index`, under the same names and with the same arguments. Beyond them:
 
-    - keys may be strings (``key_kind="str"``); results then hold an array of str, with None where there are fewer than
-      k neighbours, and at the same distance the row that was added first is nearer
+    - keys may be strings (``key_kind="str"``); results then hold them in an array of objects, with None where there are
+      fewer than k neighbours, and at the same distance the row that was added first is nearer
     - :meth:`add` and :meth:`upsert` take metadata, a dict of what JSON holds for each row; ``where=`` takes conditions
       on it, as ``mmfast.col("year") > 2019``
     - :meth:`metadata`, :meth:`update_metadata`, :meth:`verify`, :meth:`compact`, :meth:`close`, and iteration over keys
@@ -70,15 +83,24 @@ class DurableIndex:
     def __init__(self, truth: Truth, folder: Path, *, read_only: bool, progress: bool) -> None:
         from mmfast.search.index import Index
 
-        kept = {name: truth.settings[name] for name in ("ndim", *_DEFAULTS)}
+        self._made_with = {name: truth.settings[name] for name in ("ndim", *_DEFAULTS)}
         self._truth, self._folder, self.read_only, self._progress = truth, folder, read_only, progress
-        self._engine: Index = Index(**kept)
+        self._process = os.getpid()
+        self._engine: Index = Index(**self._made_with)
         self._engine._folder = _Folder(self)
         self._lock = threading.Lock()  # from before a commit until the engine has it
+        self._saving = threading.RLock()  # while a snapshot is written
         self._version = 0  # that the engine is at
-        self._snapshot: tuple[int, ...] | None = None  # which file was read
-        self._names: npt.NDArray[Any] | None = None  # (ids,) where keys are strings
-        self._load()
+        self._behind = False  # a commit did not get as far as the engine
+        self._snapshot: tuple[int, ...] | None = None  # the file that was last looked at
+        self._names: npt.NDArray[Any] | None = None  # (ids,) where keys are strings; never takes a name back
+        self._names_known = self.key_kind == "int"  # those of all ids that a search can find
+        if not read_only:
+            storage.remove_leftovers(folder)
+        # Readers wait for the writer's graph, and search exactly until then.
+        if not self._load() and not read_only and len(self._engine) > folding.LEAST_ROWS:
+            _log.warning("%s: building the graph of %s rows", folder, f"{len(self._engine):,}")
+            self._build_after_loading()
 
     @classmethod
     def open(
@@ -92,15 +114,18 @@ class DurableIndex:
         progress: bool,
     ) -> DurableIndex:
         """Open the folder, made first where there is none and ``given`` has ndim."""
-        path = Path(os.fsdecode(folder))
+        path = Path(os.path.realpath(os.fsdecode(folder)))
         if key_kind is not None:
             check_choice("key_kind", key_kind, ("int", "str"))
         given = {name: value for name, value in given.items() if value is not None}
         if "ndim" in given:  # checks them all
             given |= {name: getattr(Settings(**{**_DEFAULTS, **given}), name) for name in given}
-        fresh = not (path / "truth.sqlite").exists() and "ndim" in given and not read_only
+        missing = not (path / "truth.sqlite").exists()
+        fresh = missing and "ndim" in given and not read_only
         settings = {**_DEFAULTS, **given} if fresh else given or None
         kind = key_kind or ("int" if fresh else None)
+        if missing and not fresh:  # which is an error, of the folder and not of these
+            settings = kind = None
         truth = Truth.open(path, settings, key_kind=kind, read_only=read_only, indexed_columns=indexed_columns)
         try:
             return cls(truth, path, read_only=read_only, progress=progress)
@@ -108,115 +133,178 @@ class DurableIndex:
             truth.close()
             raise
 
-    def _load(self) -> None:
-        """Bring the engine to the truth's version, from the snapshot if that is of use."""
-        why = self._read_snapshot()
-        if why is None and not self._catch_up():
-            why = "is too old to be brought up to date"
-        if why is None:
-            return
-        version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
-        tail, main = Tail(self._engine._settings), None
-        with bar:
-            for ids, _, stored in self._truth.rows():
-                main = Part(tail.append(ids, stored, torch.get_num_threads()))
-                bar.advance(len(ids))
-        self._engine._state, self._engine._tail, self._version = State(None, main), tail, version
-        if not self._catch_up():  # of what was committed while rows were read
-            raise RuntimeError(f"{self._folder} changes faster than it can be read; open it again")
-        if len(self._engine) > folding.LEAST_ROWS:
-            _log.warning("%s %s: building the graph of %s rows", self._folder / SNAPSHOT, why, f"{len(self._engine):,}")
-            self.build()
-
-    def _read_snapshot(self) -> str | None:
-        """Take over the snapshot's state, or say in words why not."""
+    def _load(self) -> bool:
+        """Bring the engine to the truth's version: True if the snapshot was of use, False if all rows were read."""
         path = self._folder / SNAPSHOT
+        for _ in range(_ATTEMPTS):  # a writer that compacts forgets what a reader is reading
+            while (why := self._take_snapshot()) is not None and _identity(path) != self._snapshot:
+                pass  # it was replaced meanwhile
+            if why is None:
+                return True
+            if why != _MISSING:
+                _log.warning("%s %s: reading all rows", path, why)
+            version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
+            tail, main = Tail(self._engine._settings), None
+            with bar:
+                for ids, _, stored in self._truth.rows():
+                    main = Part(tail.append(ids, stored, torch.get_num_threads()))
+                    bar.advance(len(ids))
+            if self._catch_up(_Start(State(None, main), tail, version)):  # with what was committed meanwhile
+                return False
+        raise RuntimeError(f"{self._folder} changes faster than it can be read; open it again")
+
+    def _take_snapshot(self) -> str | None:
+        """Take over the snapshot's state and bring it up to date, or say in words why not."""
+        path = self._folder / SNAPSHOT
+        self._snapshot = _identity(path)
         try:
             meta, sections = storage.unpack(storage.map_file(str(path)), str(path))
             if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
                 return "belongs to another index"
-            state, tail = unpack_state(self._engine._settings, sections)
-            version = int(meta["version"])
+            if meta["name"] not in self._truth.snapshots():
+                return "is of another past than the index, which was restored from a copy"
+            start = _Start(*unpack_state(self._engine._settings, sections), int(meta["version"]))
         except FileNotFoundError:
-            return "is missing"
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            return f"cannot be used ({error})"
-        if version > self._truth.version:
-            return "is newer than the index, which was restored from a copy"
-        self._engine._state, self._engine._tail, self._version = state, tail, version
-        self._names, self._snapshot = None, _identity(path)
-        return None
+            return _MISSING
+        except _UNREADABLE as error:
+            return f"cannot be used ({type(error).__name__}: {error})"
+        return None if self._catch_up(start) else "is too old to be brought up to date"
+
+    def _build_after_loading(self) -> None:
+        """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
+        self._fold()
+        try:
+            self._save_snapshot()
+        except OSError as error:
+            _log.warning("%s cannot be written (%s): the graph is built anew at the next opening", SNAPSHOT, error)
 
     def _described(self) -> dict[str, Any]:
         return dataclasses.asdict(self._engine._settings)
 
-    def _catch_up(self) -> bool:
-        """Make in the engine what was committed beyond its version; False where that cannot be told any more."""
-        changes = self._truth.changes(self._version)
+    def _catch_up(self, start: _Start | None = None) -> bool:
+        """Make in the engine what was committed beyond its version; False where that cannot be told any more.
+
+        With ``start`` that takes the place of what the engine has, once it is up to date.
+        """
+        from mmfast.search.index import Index
+
+        if start is not None and start.version > self._version and self._names is not None:
+            self._read_names()
+        changes = self._truth.changes(self._version if start is None else start.version)
         if changes is None:
             return False
-        engine = self._engine
-        if len(changes.removed_ids):
-            engine._state = engine._state.without(changes.removed_ids)
-        if len(changes.ids):
-            engine._put_stored(changes.ids, changes.stored, torch.get_num_threads())
         self._name(changes.ids, changes.keys)
+        engine = self._engine
+        if start is not None:
+            engine = Index(**self._made_with)
+            engine._state, engine._tail = start.state, start.tail
+        with engine._lock:
+            if engine._state.tail:  # what an error kept from becoming part of the state is no part of the tail
+                engine._tail._count = len(engine._state.tail.segment)
+            state = engine._appended(changes.ids, changes.stored, torch.get_num_threads())
+            state = state.without(changes.removed_ids)
+            if start is None:
+                engine._state = state
+        if start is not None:
+            with self._engine._lock:
+                self._engine._tail, self._engine._state = engine._tail, state
         self._version = changes.version
         return True
 
+    def _afterwards(self, version: int, apply: Callable[[], None]) -> None:
+        """Make in the engine what was committed as ``version``, by ``apply`` if nothing else is missing.
+
+        It is committed: an error here must not look as if it were not. The next call tries again.
+        """
+        if version == self._version:
+            return
+        try:
+            if version == self._version + 1:
+                apply()
+                self._version = version
+            else:
+                self._follow()
+        except Exception:
+            self._behind = True
+            _log.exception("%s: version %s is committed, but not yet found by searches", self._folder, version)
+
     def _refresh(self) -> None:
         """See what others have committed; a writer has nobody else to wait for."""
-        if not self.read_only or self._truth.version == self._version:
-            return
-        with self._lock:
-            if _identity(self._folder / SNAPSHOT) != self._snapshot and folding.is_due(self._engine._state):
-                self._read_snapshot()
-            if not self._catch_up():
-                self._load()
-
-    def _save_snapshot(self) -> None:
-        """Write the engine's present state, unless this is a reader."""
+        self._truth.check_usable()
+        lags = self._behind
         if self.read_only:
-            return
-        with self._lock:
-            state, version = self._engine._state, self._version
-        meta = {"settings": self._described(), "identity": self._truth.identity, "version": version}
-        before = self._version_of_file()
-        storage.write_atomically(self._folder / SNAPSHOT, storage.pack(meta, pack_state(state)))
-        # Readers may still be at the one before.
-        self._truth.trim(min(before, version))
+            lags = self._truth.version != self._version or self._has_new_snapshot()
+        if lags:
+            uninterrupted(self._lock, self._follow)
 
-    def _version_of_file(self) -> int:
+    def _follow(self) -> None:
+        """Bring the engine up to date; the caller holds the lock."""
+        if not self._catch_up():
+            self._load()
+        elif self.read_only and self._has_new_snapshot():
+            self._take_snapshot()
+        self._behind = False
+
+    def _has_new_snapshot(self) -> bool:
+        return folding.is_due(self._engine._state) and _identity(self._folder / SNAPSHOT) != self._snapshot
+
+    def _save_snapshot(self) -> int:
+        """Write the engine's present state, unless this is a reader, and return its version."""
+        if self.read_only:
+            return self._version
+        with self._saving:
+            self._truth.check_usable()
+            state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
+            name, (present, before) = secrets.token_hex(16), self._present_snapshot()
+            # The database knows its snapshots by name: one restored from a copy has seen other changes since, under
+            # the same versions.
+            self._truth.note_snapshots([present, name])
+            meta = {
+                "settings": self._described(), "identity": self._truth.identity, "name": name, "version": version
+            }  # fmt: skip
+            storage.write_atomically(self._folder / SNAPSHOT, storage.pack(meta, pack_state(state)))
+            # Readers may still be at the one before.
+            self._truth.trim(min(before, version))
+        return version
+
+    def _present_snapshot(self) -> tuple[str, int]:
+        """Return name and version of the snapshot in the folder."""
         try:
             meta, _ = storage.unpack(storage.map_file(str(self._folder / SNAPSHOT)), SNAPSHOT)
-            return int(meta["version"])
-        except (OSError, KeyError, TypeError, ValueError):
-            return 0
+            return str(meta["name"]), max(int(meta["version"]), 0)
+        except _UNREADABLE:
+            return "", 0
 
     # Keys and ids
 
     def _name(self, ids: npt.NDArray[np.int64], keys: Any) -> None:
-        """Remember the keys of new ids, where they are strings."""
-        if self.key_kind == "int" or self._names is None or not len(ids):
-            return
-        top = int(ids.max()) + 1
-        if top > len(self._names):
-            grown = np.full(max(top, 2 * len(self._names)), None, dtype=object)
-            grown[: len(self._names)] = self._names
-            self._names = grown
-        self._names[ids] = keys
+        """Remember the keys of new ids, where they are strings: before the engine has them, and for good."""
+        if self._names is not None:
+            self._names = _with_names(self._names, ids, keys)
+
+    def _read_names(self) -> None:
+        """Read the keys of all ids that are held."""
+        names = np.full(0, None, dtype=object) if self._names is None else self._names
+        for ids, keys in self._truth.names():
+            names = _with_names(names, ids, keys)
+        self._names = names
+
+    def _know_names(self) -> None:
+        """See to it that all ids in the engine have their names, where keys are strings."""
+
+        def work() -> None:
+            if not self._names_known:
+                self._read_names()
+                self._follow()  # what was removed before it was read is to be found no more
+                self._names_known = True
+
+        if not self._names_known:
+            uninterrupted(self._lock, work)
 
     def _keys_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return the keys of ids, where -1 is none."""
-        if self.key_kind == "int":
-            return ids
         if self._names is None:
-            names: dict[int, str] = {}
-            for block, keys, _ in self._truth.rows():
-                names.update(zip(block.tolist(), keys, strict=True))
-            with self._lock:
-                self._names = np.full(max(names, default=-1) + 1, None, dtype=object)
-                self._names[list(names)] = list(names.values())
+            return ids
         keys = np.full(ids.shape, None, dtype=object)
         found = ids >= 0
         keys[found] = self._names[ids[found]]
@@ -228,10 +316,15 @@ class DurableIndex:
             return self._truth.where(where)
         if where is None or self.key_kind == "int":
             return where
+        if getattr(where, "dtype", None) in (np.bool_, torch.bool):
+            raise TypeError("where must be a condition or list keys, got a mask, which is for keys that are integers")
         if isinstance(where, (set, frozenset)):
             where = list(where)
-        ids = self._truth.ids(where)
-        return ids[ids >= 0]
+        try:
+            ids = self._truth.ids(where)
+        except (TypeError, ValueError) as error:
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(f"where: {error}") from None
+        return np.unique(ids[ids >= 0])
 
     # What a user calls
 
@@ -268,47 +361,47 @@ class DurableIndex:
         self._put(keys, vectors, metadata, replace=True)
 
     def _put(self, keys: object, vectors: object, metadata: object, *, replace: bool) -> None:
-        matrix, single = arrays.check_rows("vectors", vectors, self.ndim)
+        self._truth.check_usable()
+        if self.read_only:
+            raise self._refused()
+        checked = self._truth.check_keys(keys)
+        matrix, _ = arrays.check_rows("vectors", vectors, self.ndim)
+        if len(checked) != len(matrix):
+            raise ValueError(f"keys must be one per vector, got {len(checked)} keys for {len(matrix)} vectors")
         threads = torch.get_num_threads()
         stored = arrays.encode("vectors", matrix, self.metric, self.dtype, threads)
-        if single and isinstance(keys, str):
-            keys = [keys]
-        if single and isinstance(metadata, dict):
+        if isinstance(metadata, Mapping) and len(matrix) == 1:
             metadata = [metadata]
-        if self.key_kind == "int":
-            keys = arrays.check_keys(keys)
 
         def work() -> None:
             change = self._truth.upsert if replace else self._truth.add
-            version = change(keys, stored, metadata)
-            if version != self._version + 1:  # nothing to add, or an earlier change did not get this far
-                self._catch_up()
-                return
-            ids = self._truth.ids(keys)
-            self._engine._put_stored(ids, stored, threads)
-            self._name(ids, keys)
-            self._version = version
+
+            def apply() -> None:
+                ids = self._truth.ids(checked)
+                self._name(ids, checked)
+                self._engine._put_stored(ids, stored, threads)
+
+            self._afterwards(change(checked, stored, metadata), apply)
 
         uninterrupted(self._lock, work)
         self._engine._fold_in_background(threads)
 
+    def _refused(self) -> PermissionError:
+        return PermissionError(f"{self._folder} was opened with read_only=True; open it without to change it")
+
     def remove(self, keys: object) -> int:
         """Remove rows and their metadata, as :meth:`mmfast.Index.remove` does; once it returns they stay removed."""
-        if self.key_kind == "int":
-            keys = arrays.check_keys(keys)
-        elif isinstance(keys, str):
-            keys = [keys]
-        removed = []
+        self._truth.check_usable()
+        if self.read_only:
+            raise self._refused()
+        checked = self._truth.check_keys(keys)
 
         def work() -> None:
-            before = len(self._truth)
-            self._truth.remove(keys)
-            self._catch_up()
-            removed.append(before - len(self._truth))
+            self._afterwards(self._truth.remove(checked), self._follow)
 
         uninterrupted(self._lock, work)
         self._engine._fold_in_background(torch.get_num_threads())
-        return removed[0]
+        return len(checked)
 
     def search(
         self,
@@ -326,12 +419,14 @@ class DurableIndex:
         found.
         """
         self._refresh()
+        self._know_names()
         found = self._engine.search(queries, k, recall=recall, exact=exact, ef=ef, where=self._where(where))
         return SearchResult(self._keys_of(found.keys), found.distances)
 
     def range_search(self, queries: object, radius: float, *, where: object = None) -> RangeResult:
         """Find all rows within a distance of each query, as :meth:`mmfast.Index.range_search` does."""
         self._refresh()
+        self._know_names()
         found = self._engine.range_search(queries, radius, where=self._where(where))
         return RangeResult(found.offsets, self._keys_of(found.keys), found.distances)
 
@@ -345,25 +440,33 @@ class DurableIndex:
 
     def update_metadata(self, keys: object, metadata: object, *, replace: bool = False) -> None:
         """Merge a dict into the metadata of each key, as ``dict.update`` does, or put it in its place."""
-        single = isinstance(metadata, dict)
-        keys, metadata = ([keys] if isinstance(keys, str) else keys), ([metadata] if single else metadata)
+        self._truth.check_usable()
+        if self.read_only:
+            raise self._refused()
+        given = [metadata] if isinstance(metadata, Mapping) else metadata
 
         def work() -> None:
-            version = self._truth.update_metadata(keys, metadata, replace=replace)
-            self._version += version == self._version + 1
+            self._afterwards(self._truth.update_metadata(keys, given, replace=replace), lambda: None)
 
         uninterrupted(self._lock, work)
 
     def build(self) -> None:
-        """Build a graph of all rows now, and write the snapshot."""
+        """Build a graph of all rows now, and write the snapshot; a reader builds one for itself."""
+        self._refresh()
+        self._fold()
+        self._save_snapshot()
+
+    def _fold(self) -> None:
         with Bar("building the graph", len(self._engine), self._progress) as bar, self._engine._folder.turn():
             folding.fold(self._engine, torch.get_num_threads(), bar.reach)
-        self._save_snapshot()
 
     def compact(self) -> None:
         """Build the graph anew, and give the space of what was removed back to the disk."""
-        self.build()
-        self._truth.trim(self._truth.version)
+        self._refresh()
+        if self.read_only:
+            raise self._refused()
+        self._fold()
+        self._truth.trim(self._save_snapshot())
         self._truth.compact()
 
     def verify(self) -> list[str]:
@@ -378,27 +481,36 @@ class DurableIndex:
                 storage.unpack(storage.map_file(str(path)), str(path))
             except (OSError, ValueError) as error:
                 problems.append(f"{error} (it is built anew when the index is opened)")
-        state, seen = self._engine._state, 0
+        state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
+        seen, wrong = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for ids, _, stored in self._truth.rows():
             same = np.zeros(len(ids), dtype=np.bool_)
             for part in state.parts():
                 rows = part.locate(ids)
                 here = rows >= 0
                 same[here] = (part.segment.stored[rows[here]] == stored[here]).all(axis=1)
-            seen += len(ids)
-            if not same.all():
-                problems.append(f"the index in memory differs from the database in {arrays.examples(ids[~same])}")
-        if seen != state.size():
-            problems.append(f"the index in memory has {state.size():,} rows where the database has {seen:,}")
+            seen.append(ids)
+            wrong.append(ids[~same])
+        held = np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in state.parts())])
+        wrong.append(np.setdiff1d(held, np.concatenate(seen)))
+        changes = self._truth.changes(version)  # while rows were read
+        if changes is not None:
+            differing = np.setdiff1d(np.concatenate(wrong), np.concatenate([changes.ids, changes.removed_ids]))
+            if len(differing):
+                problems.append(f"the index in memory differs from the database in {arrays.examples(differing)}")
+        if len(np.unique(held)) != len(held):
+            problems.append("the index in memory holds rows twice")
         return problems
 
     def tune(self, queries: object) -> None:
         """Measure the graph by queries like those given, as :meth:`mmfast.Index.tune` does, and keep the result."""
+        self._refresh()
         self._engine.tune(queries)
         self._save_snapshot()
 
     def recall_curve(self) -> dict[int, list[Point]]:
         """Return what was measured of the graph, as :meth:`mmfast.Index.recall_curve` does."""
+        self._refresh()
         return self._engine.recall_curve()
 
     def stats(self) -> dict[str, Any]:
@@ -410,6 +522,7 @@ class DurableIndex:
         """Write what can be searched to one file, for :meth:`mmfast.Index.load`; keys must be integers."""
         if self.key_kind == "str":
             raise TypeError("keys must be integers in a file of one index; copy the folder to keep keys that are str")
+        self._refresh()
         self._engine.save(path)
 
     def keys(self) -> Any:
@@ -427,6 +540,13 @@ class DurableIndex:
 
     def __contains__(self, key: object) -> bool:
         """Tell whether the index holds ``key``."""
+        if self.key_kind == "int":
+            try:
+                key = as_int(key)
+            except TypeError:
+                raise TypeError(f"a key is an int, got {key!r} ({type(key).__name__})") from None
+            if not 0 <= key < arrays.KEY_LIMIT:
+                return False
         return key in self._truth
 
     def __repr__(self) -> str:
@@ -435,12 +555,15 @@ class DurableIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name of the folder."""
-        return _reopen, (str(self._folder.resolve()),)
+        return _reopen, (str(self._folder),)
 
     def close(self) -> None:
         """Let others write to the folder; what was added is in it already."""
+        if os.getpid() != self._process:  # a fork, in which the locks may be held by threads that are not there
+            return
         self._engine._folder.stop()
-        self._truth.close()
+        with self._saving:
+            self._truth.close()
 
     def __enter__(self) -> DurableIndex:
         """Close the folder at the end of the block."""
@@ -467,18 +590,35 @@ class _Folder(folding.Folder):
 
     def folded(self) -> None:
         owner = self._owner()
-        if owner is not None:
+        if owner is None or self.is_stopped():
+            return
+        try:
             owner._save_snapshot()
+        except Exception:
+            _log.exception("%s cannot be written; the one before stays", owner._folder / SNAPSHOT)
 
 
 def _reopen(folder: str) -> DurableIndex:
     return DurableIndex.open(folder, {}, key_kind=None, read_only=True, indexed_columns=(), progress=False)
 
 
+def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) -> npt.NDArray[Any]:
+    """Write keys at their ids, in place or where there is no room into a larger array."""
+    if not len(ids):
+        return names
+    top = int(ids.max()) + 1
+    if top > len(names):
+        grown = np.full(max(top, 2 * len(names)), None, dtype=object)
+        grown[: len(names)] = names
+        names = grown
+    names[ids] = keys
+    return names
+
+
 def _identity(path: Path) -> tuple[int, ...] | None:
     """Tell one file of a name from the next."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmfast.search.interrupts import uninterrupted
+from mmfast.search.interrupts import abandonable, uninterrupted
 from mmfast.search.segment import Segment
 from mmfast.search.state import Part, State
 from mmfast.search.tail import Tail
@@ -48,6 +48,7 @@ class _Taken(NamedTuple):
     stored: npt.NDArray[Any]
     main_rows: npt.NDArray[np.int64]  # of the main part, in order
     tail_rows: npt.NDArray[np.int64]  # of the tail, in order, behind them
+    main: Segment | None
     tail: Tail
     tail_end: int  # rows that the tail had
 
@@ -66,20 +67,25 @@ def _take(index: Index) -> _Taken:
     chosen = [(part.segment, rows) for part, rows in parts if part is not None]
     keys = np.concatenate([np.zeros(0, np.int64), *(segment.keys[rows] for segment, rows in chosen)])
     stored = np.concatenate([segment.stored[rows] for segment, rows in chosen]) if chosen else np.zeros((0, index.ndim))
-    return _Taken(keys, stored, main_rows, tail_rows, tail, len(state.tail.segment) if state.tail else 0)
+    main = state.main.segment if state.main else None
+    return _Taken(keys, stored, main_rows, tail_rows, main, tail, len(state.tail.segment) if state.tail else 0)
 
 
 def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
-    """Build a graph of all rows, in the caller's thread."""
+    """Build a graph of all rows, while the caller waits."""
     taken = _take(index)
     if len(taken.keys):
-        built = Segment.build(index._settings, taken.keys, taken.stored, threads, progress)
+        built = abandonable(
+            lambda reach: Segment.build(index._settings, taken.keys, taken.stored, threads, reach), progress
+        )
         uninterrupted(index._lock, lambda: _install(index, taken, *built, threads))
 
 
 def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[np.int64] | None, threads: int) -> None:
     """Put the segment in place of what it was made of; the caller holds the index's lock."""
     now = index._state
+    if now.main is not None and now.main.segment is not taken.main:  # a durable index took over another snapshot
+        return
     same_tail = index._tail is taken.tail
     alive = np.concatenate(
         [
@@ -117,6 +123,7 @@ class Folder:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
+        self._starting = threading.Lock()
         self._running = threading.Lock()  # held while a thread is at it, or about to be
         self._stopped = threading.Event()
         _folders.add(self)
@@ -127,21 +134,31 @@ class Folder:
 
     def reset(self) -> None:
         """Forget the threads of a parent process."""
-        self._turn, self._running = threading.Lock(), threading.Lock()
+        self._turn, self._starting, self._running = threading.Lock(), threading.Lock(), threading.Lock()
 
     def start(self, index: Index, threads: int) -> None:
         """Fold in the background, unless that is under way."""
-        if _stopping.is_set() or self._stopped.is_set() or not self._running.acquire(blocking=False):
+        if not self.is_stopped() and not self._running.locked():
+            uninterrupted(self._starting, lambda: self._start(index, threads))
+
+    def _start(self, index: Index, threads: int) -> None:
+        if self.is_stopped() or not self._running.acquire(blocking=False):
             return
+        import usearch.index  # noqa: F401  # here, or a fork while the thread imports it would get half a module
+
         thread = threading.Thread(
             target=self._run, args=(weakref.ref(index), threads), name="mmfast-build", daemon=True
         )
-        _threads.add(thread)
-        thread.start()
+        try:
+            _threads.add(thread)
+            thread.start()
+        except BaseException:
+            self._running.release()
+            raise
 
     def _run(self, reference: weakref.ref[Index], threads: int) -> None:
         def progress(_: int) -> None:
-            if reference() is None or _stopping.is_set() or self._stopped.is_set():
+            if reference() is None or self.is_stopped():
                 raise _Abandoned
 
         running = self._running
@@ -158,13 +175,17 @@ class Folder:
                     del index, taken, built
         except _Abandoned:
             return
-        except (MemoryError, OSError):  # searches go on without
+        except Exception:  # searches go on without
             _log.exception("building the graph failed")
         finally:
             running.release()
 
     def folded(self) -> None:
         """Do what is to be done once a graph was built in the background."""
+
+    def is_stopped(self) -> bool:
+        """Tell whether nothing is to be built any more."""
+        return _stopping.is_set() or self._stopped.is_set()
 
     def stop(self) -> None:
         """Wait until nothing is built in the background, now or later."""

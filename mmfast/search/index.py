@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.search import arrays, folding, searching, storage
+from mmfast.search.foreign import read_usearch
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Settings, as_int, check_fraction, check_int, check_radius
@@ -202,10 +203,9 @@ class Index:
         if state.tail is None:
             self._tail = Tail(self._settings)
         alive = state.tail.alive if state.tail else None
-        segment = self._tail.append(keys, stored, threads)
         if alive is not None:
             alive = np.append(alive, np.ones(len(keys), dtype=np.bool_))
-        return State(state.main, Part(segment, alive))
+        return State(state.main, Part(self._tail.append(keys, stored, threads), alive))  # last: after it nothing fails
 
     def search(
         self,
@@ -624,6 +624,43 @@ class Index:
         """
         name = os.fsdecode(path)  # open() alone would take an int, as a file descriptor
         return cls._unpack(storage.map_file(name), name)
+
+    @classmethod
+    def from_usearch(cls, path: storage.FilePath) -> Index:
+        """Make an index of the rows in a file that a bare USearch index saved.
+
+        Parameters
+        ----------
+        path : str, bytes or os.PathLike
+
+        Returns
+        -------
+        Index
+            With the metric, connectivity and dtype of the file, float32 for float64. Its graph is still to be built.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is truncated, something else, of another metric or dtype, or holds what :meth:`add` refuses.
+
+        Examples
+        --------
+        >>> import mmfast, numpy as np, tempfile, usearch.index
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bare = usearch.index.Index(ndim=4, metric="l2sq", dtype="f32")
+        ...     _ = bare.add(np.array([7, 8]), np.eye(2, 4, dtype=np.float32))
+        ...     bare.save(f"{folder}/bare.usearch")
+        ...     mmfast.Index.from_usearch(f"{folder}/bare.usearch")
+        Index(ndim=4, metric='l2sq', dtype='f32', 2 keys)
+        """
+        found = read_usearch(os.fsdecode(path))
+        dtype = "f32" if found.dtype == "f64" else found.dtype
+        index = cls(found.ndim, found.metric, dtype, connectivity=max(2, found.connectivity))
+        rows = found.rows if found.dtype in ("f64", "f32", "f16") else arrays.widen(found.rows, found.dtype)
+        index.add(found.keys, rows)
+        return index
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy through the bytes of a file."""

@@ -57,3 +57,46 @@ def uninterrupted(lock: threading.Lock, work: Callable[[], T]) -> T:
     if failures:
         raise failures.pop()
     return results.pop()
+
+
+def abandonable(work: Callable[[Callable[[int], None]], T], progress: Callable[[int], None]) -> T:
+    """Return ``work(progress)``; after an interrupt the next call of ``progress`` raises, and then the interrupt is.
+
+    For work that takes long and may be given up. It is not done in the main thread: what a signal handler raises there,
+    native code that asks for signals turns into an error of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work(progress)
+    results: list[T] = []
+    failures: list[BaseException] = []
+    interrupts: list[BaseException] = []
+    running = threading.Lock()  # Thread.join takes a thread for ended that a signal handler interrupted it for
+    running.acquire()
+
+    def reach(count: int) -> None:
+        if interrupts:
+            raise InterruptedError("given up")
+        progress(count)
+
+    def run() -> None:
+        try:
+            results.append(work(reach))
+        except BaseException as error:
+            failures.append(error)
+        running.release()
+
+    try:
+        _thread.start_new_thread(run, ())
+    except BaseException as error:
+        interrupts.append(error)  # for one that was started after all
+        raise
+    while not (results or failures):
+        try:
+            running.acquire()
+        except BaseException as error:  # noqa: PERF203
+            interrupts.append(error)
+    if interrupts:
+        raise interrupts.pop(0)
+    if failures:
+        raise failures.pop()
+    return results.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mmfast.search.arrays import check_keys
 from mmfast.search.conditions import Condition
 from mmfast.search.database import Database, damaged
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
@@ -115,6 +117,12 @@ class Reading:
         for records in self._blocks(f"id, {self._key}", None, 10_000):
             yield from (key for _, key in records)
 
+    def names(self) -> Iterator[tuple[npt.NDArray[np.int64], Keys]]:
+        """Yield (ids, keys) in blocks, in the order of their ids."""
+        for records in self._blocks(f"id, {self._key}", None, 10_000):
+            ids = np.fromiter((number for number, _ in records), np.int64, len(records))
+            yield ids, self._codec.of_kind([key for _, key in records])
+
     def rows(
         self, after: int | None = None, block: int = 8192
     ) -> Iterator[tuple[npt.NDArray[np.int64], Keys, npt.NDArray[Any]]]:
@@ -160,6 +168,20 @@ class Reading:
             self._codec.of_kind([record[1] for record in records]),
             self._codec.vectors(records),
         )
+
+    def check_keys(self, keys: object) -> Keys:
+        """Return distinct keys as an int64 array or a list of str."""
+        return self._codec.keys(keys, distinct=True) if self._codec.strings else check_keys(keys)
+
+    def check_usable(self) -> None:
+        """Raise ValueError where the folder is closed, RuntimeError where it was opened before a fork."""
+        self._database.check_usable()
+
+    def snapshots(self) -> list[str]:
+        """Return the names of the snapshots that were made of this database, which another restored does not know."""
+        with self._database.read() as connection:
+            found = connection.execute("SELECT value FROM about WHERE name = 'snapshots'").fetchone()
+        return [str(name) for name in json.loads(found[0])] if found else []
 
     def verify(self) -> list[str]:
         """Read everything and return what is wrong, nothing if all is well."""

@@ -1,6 +1,6 @@
 """The tables of a durable index, the folder around them, and the settings that they were made with.
 
-    about      name -> JSON: the settings, the kind of keys, and an identity drawn at random
+    about      name -> JSON: the settings, the kind of keys, an identity drawn at random, the names of its snapshots
     state      one row: version (of the last change), count (of items), next_id, trimmed (see ``removed``)
     items      id, key where keys are strings (an int key is its own id), the version that wrote the vector, checksum,
                vector (little-endian, in the storage dtype)

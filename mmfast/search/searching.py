@@ -89,9 +89,9 @@ def _nearest_of(
     if expansion is None:
         keys, distances = segment.rows.search(queries, k, mask, ranked, threads)
         return keys, distances
-    keys, distances = segment.rows.graph_search(queries, k, max(expansion, k), mask, ranked, threads)
+    keys, distances, complete = segment.rows.graph_search(queries, k, max(expansion, k), mask, ranked, threads)
     # Where links lead to the same few rows, or to many that may not be found, a walk ends before it has met enough.
-    if available:
+    if not complete and available:
         short = np.flatnonzero(keys[:, min(k, available) - 1] < 0)
         if len(short):
             keys[short], distances[short] = segment.rows.search(queries[short], k, mask, ranked, threads)

@@ -34,6 +34,7 @@ VERSION = 2
 _ALIGNMENT = 64  # of sections, so that arrays can be used where they lie
 _PREFIX = struct.Struct("<8sIIQ")
 _CHECKSUM_BYTES = 32
+_TEMPORARY = (".mmfast-", ".tmp")  # how the names of files begin and end that are not whole yet
 
 Bytes = bytes | bytearray | memoryview
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -55,9 +56,13 @@ def pack(meta: dict[str, Any], sections: Sequence[Bytes]) -> list[Bytes]:
 
 
 def map_file(name: str) -> Bytes:
-    """Return the content of a file, mapped."""
-    with open(name, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
+    """Return the content of a regular file, mapped."""
+    # Opening a pipe would wait for someone to write into it.
+    with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "a device, pipe or socket is no mmfast index", name)
+        if not status.st_size:
             return b""
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -111,7 +116,7 @@ def write_atomically(path: FilePath, parts: Sequence[Bytes]) -> None:
     mode = _replaceable(target)
     # In the same folder, since a rename is atomic only within one file system, and under a short name, since that of
     # the target may be as long as names can be. O_EXCL: never over another's file.
-    temporary = target.parent / f".mmfast-{secrets.token_hex(6)}.tmp"
+    temporary = target.parent / f"{_TEMPORARY[0]}{secrets.token_hex(6)}{_TEMPORARY[1]}"
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
@@ -135,6 +140,13 @@ def write_atomically(path: FilePath, parts: Sequence[Bytes]) -> None:
                 raise
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes left in ``folder`` that were killed in :func:`write_atomically`; nobody may be in it."""
+    for path in folder.glob("*".join(_TEMPORARY)):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _replaceable(target: Path) -> int | None:

@@ -11,6 +11,7 @@ built anew.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -195,6 +196,15 @@ class Truth(Reading):
             return _finish(connection, version, count, next_id)
 
         return self._database.write(work)
+
+    def note_snapshots(self, names: Sequence[str]) -> None:
+        """Keep the names of snapshots made, or about to be made, of this database; others are forgotten."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            connection.execute("INSERT OR REPLACE INTO about VALUES ('snapshots', ?)", (json.dumps(list(names)),))
+            return self._state(connection)[0]
+
+        self._database.write(work)
 
     def trim(self, before: int) -> None:
         """Forget what was removed up to version ``before``, once no snapshot is older than that."""

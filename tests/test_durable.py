@@ -1,0 +1,313 @@
+"""The durable index: keys of both kinds, metadata and conditions, readers, and errors in the user's words."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmfast import Index, col
+from mmfast.search.durable import DurableIndex
+from tests.test_index import gaussian
+
+KINDS = ("int", "str")
+ROWS = gaussian(400, 6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def index(folder: Path, kind: str) -> Iterator[DurableIndex]:
+    with Index.open(folder, 6, "l2sq", "f32", key_kind=kind) as made:
+        yield made
+
+
+def named(kind: str, numbers: Any) -> list[Any]:
+    return [int(n) for n in numbers] if kind == "int" else [f"schlüssel {n} 🦉" for n in numbers]
+
+
+def brute_force(held: dict[Any, Any], queries: Any, k: int, none: Any) -> list[list[Any]]:
+    keys, rows = list(held), np.array(list(held.values())).reshape(-1, 6)
+    distances = ((queries[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k].tolist()
+    return [[keys[i] for i in row] + [none] * (k - len(row)) for row in order]
+
+
+def test_both_kinds_of_keys_through_all_changes(index: DurableIndex, kind: str, folder: Path) -> None:
+    none = -1 if kind == "int" else None
+    keys = named(kind, range(400))
+    held: dict[Any, Any] = {}
+
+    def check(index: DurableIndex) -> None:
+        asked = ROWS[:20] + np.float32(0.01)
+        for k in (1, 7, len(held) + 3):
+            assert index.search(asked, k).keys.tolist() == brute_force(held, asked, k, none)
+        one = index.search(asked[0], len(held) + 1)
+        assert one.keys.shape == one.distances.shape == (len(held) + 1,)
+        assert (one.keys[-1], one.distances[-1]) == (none, np.inf)
+        assert index.keys() == list(held) if kind == "str" else set(index.keys().tolist()) == set(held)
+        np.testing.assert_array_equal(index.get(list(held)), np.array(list(held.values())).reshape(-1, 6))
+        around = index.range_search(asked[:2], 3.0)
+        for i in range(2):
+            near = {key for key, row in held.items() if ((asked[i] - row) ** 2).sum() <= 3.0}
+            assert set(around.keys[around.offsets[i] : around.offsets[i + 1]].tolist()) == near
+        assert index.verify() == []
+
+    check(index)
+    index.add(keys[0], ROWS[0])
+    held[keys[0]] = ROWS[0]
+    check(index)
+    index.add(keys[1:300], ROWS[1:300])
+    held.update(zip(keys[1:300], ROWS[1:300], strict=True))
+    check(index)
+    index.build()
+    check(index)
+    assert index.remove(keys[40:90]) == 50
+    for key in keys[40:90]:
+        del held[key]
+    check(index)
+    index.upsert([*keys[200:210], *keys[300:]], ROWS[290:])
+    held.update(zip([*keys[200:210], *keys[300:]], ROWS[290:], strict=True))
+    check(index)
+    index.compact()
+    check(index)
+    with Index.open(folder, read_only=True) as reader:
+        check(reader)
+
+
+def test_keys_removed_and_added_anew(index: DurableIndex, kind: str) -> None:
+    keys = named(kind, range(5))
+    index.add(keys, ROWS[:5])
+    assert index.remove(keys[2]) == 1
+    assert index.remove(keys[:2]) == 2
+    index.add(keys[:3], ROWS[5:8])
+    index.upsert(keys[2:4], ROWS[10:12], [{"n": 1}, None])
+    assert index.search(ROWS[[5, 6, 10, 11, 4]], 1).keys[:, 0].tolist() == keys
+    assert index.get(keys[3]).tolist() == ROWS[[11]].tolist()
+    assert [key in index for key in [*keys, named(kind, [9])[0]]] == [True] * 5 + [False]
+    for change in (lambda: index.add(keys[4:], ROWS[:1]), lambda: index.remove(named(kind, [1, 9]))):
+        with pytest.raises((KeyError, ValueError), match=r"already holds|does not hold"):
+            change()
+    assert len(index) == 5
+    assert index.verify() == []
+
+
+def test_empty_batches_change_nothing(index: DurableIndex) -> None:
+    nothing = np.zeros((0, 6), dtype=np.float32)
+    index.add([], nothing)
+    index.upsert([], nothing, [])
+    assert index.remove([]) == 0
+    index.update_metadata([], [])
+    assert index.get([]).shape == (0, 6)
+    assert index.metadata([]) == []
+    assert index.search(nothing, 3).keys.shape == (0, 3)
+    assert index.stats()["version"] == 0
+    index.build()
+    index.compact()
+    assert (len(index), index.verify()) == (0, [])
+
+
+def test_keys_at_the_edges(folder: Path) -> None:
+    with Index.open(folder, 6) as index:
+        edges = [0, 2**63 - 2, 2**31, 2**53 + 1]
+        index.add(edges, ROWS[:4])
+        assert index.search(ROWS[:4], 1, exact=True).keys[:, 0].tolist() == edges
+        index.build()
+        assert index.search(ROWS[:4], 1, where={0, 2**63 - 2}).keys[1].tolist() == [2**63 - 2]
+        for wrong in (-1, 2**63 - 1, 2**70):
+            assert wrong not in index
+            with pytest.raises(ValueError, match="keys must be at least 0"):
+                index.add(wrong, ROWS[5])
+        for key in ("0", 0.0, True, None):
+            with pytest.raises(TypeError, match="key"):
+                key in index  # noqa: B015
+    with Index.open(folder) as index:
+        assert sorted(index.keys().tolist()) == sorted(edges)
+        assert index.search(ROWS[:4], 1, exact=True).keys[:, 0].tolist() == edges
+
+
+def test_strings_of_all_sorts(folder: Path) -> None:
+    keys = ["", " ", "a", "A", "ä", "a\u0308", "🦉" * 50, "'; DROP TABLE items; --", "%", "x" * 100_000, "0", "nul"]
+    with Index.open(folder, 6, key_kind="str") as index:
+        index.add(keys, ROWS[: len(keys)])
+        index.upsert(np.array(["a", "new"]), ROWS[[2, 50]])
+        index.add("one", ROWS[51])
+        assert index.search(ROWS[: len(keys)], 1).keys[:, 0].tolist() == keys
+        assert index.search(ROWS[0], 3, where={"", "ä"}).keys.tolist()[2] is None
+        for wrong, error in (
+            (["\0"], ValueError),
+            (["\ud800"], ValueError),
+            ([1], TypeError),
+            (["b", "b"], ValueError),
+        ):
+            with pytest.raises(error, match="keys must"):
+                index.add(wrong, ROWS[: len(wrong)])
+        with pytest.raises(TypeError):
+            3 in index  # noqa: B015
+        with pytest.raises(TypeError, match="keys must be integers"):
+            index.save(folder / "file")
+    with Index.open(folder) as index:
+        assert index.key_kind == "str"
+        assert list(index) == [*keys, "new", "one"]
+        assert index.search(ROWS[[50, 51, 6]], 1).keys[:, 0].tolist() == ["new", "one", keys[6]]
+
+
+def test_where(index: DurableIndex, kind: str) -> None:
+    keys = named(kind, range(200))
+    index.add(keys[:150], ROWS[:150], [{"n": n, "odd": bool(n % 2)} for n in range(150)])
+    index.build()
+    index.add(keys[150:], ROWS[150:200])
+    index.update_metadata(keys[150:160], [{"n": n} for n in range(150, 160)])
+    none = named(kind, [999])[0]
+
+    def found(where: object) -> set[Any]:
+        return set(index.search(ROWS[0], 200, where=where).keys.tolist()) - {-1, None}
+
+    assert found(col("n") >= 145) == set(keys[145:160])
+    assert found((col("n") < 10) & (col("odd") == True)) == set(keys[1:10:2])  # noqa: E712
+    assert found(col("n").is_null()) == set(keys[160:])
+    for listed in (keys[5:9], tuple(keys[5:9]), set(keys[5:9]), np.array(keys[5:9]), [*keys[5:9], none]):
+        assert found(listed) == set(keys[5:9])
+        around = index.range_search(ROWS[0], 1e6, where=listed)
+        assert set(around.keys.tolist()) == set(keys[5:9])
+    assert found([]) == found({none}) == set()
+    mask = np.zeros(200, dtype=np.bool_)
+    mask[3] = True
+    for masked in (mask, torch.from_numpy(mask)):
+        if kind == "int":
+            assert found(masked) == {3}
+        else:
+            with pytest.raises(TypeError, match=r"where .*mask"):
+                found(masked)
+    with pytest.raises(TypeError, match="where"):
+        found([1.5])
+    index.remove(keys[:148])
+    assert found(col("n") >= 145) == set(keys[148:160])
+    assert found(keys[5:9]) == set()
+
+
+def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
+    keys = named(kind, range(6))
+    index.add(keys[0], ROWS[0], {"a": 1})
+    index.add(keys[1:2], ROWS[1:2], {"a": 2})
+    index.add(keys[2:4], ROWS[2:4], [{"a": {"b": [1, None, "ü"]}}, None])
+    version = index.stats()["version"]
+    for wrong, error in (
+        ([{}], ValueError), ([{}] * 3, ValueError), ("ab", TypeError), ([1, 2], TypeError), ({"a": 1}, TypeError),
+        ([{}, {"a": float("nan")}], ValueError), ([{}, {"a": object()}], TypeError), ([{1: 2}, {}], TypeError),
+    ):  # fmt: skip
+        for change in (index.add, index.upsert):
+            with pytest.raises(error, match="metadata"):
+                change(keys[4:], ROWS[4:6], wrong)
+        with pytest.raises(error if wrong != {"a": 1} else ValueError, match="metadata"):
+            index.update_metadata(keys[:2], wrong)
+    with pytest.raises(TypeError, match="metadata"):
+        index.update_metadata(keys[0], None)
+    with pytest.raises(KeyError, match="does not hold"):
+        index.update_metadata([keys[0], keys[5]], [{"a": 5}, {}])
+    with pytest.raises(KeyError, match="does not hold"):
+        index.metadata([keys[5]])
+    assert (len(index), index.stats()["version"]) == (4, version)
+    with Index.open(folder, read_only=True) as reader:
+        asked = lambda: reader.search(ROWS[0], 6, where=col("a") >= 1).keys.tolist()  # noqa: E731
+        assert keys[0] in asked()
+        index.update_metadata(keys[0], {"b": 2})
+        index.update_metadata([keys[1], keys[3]], [{"a": 0}, {"c": 1}], replace=True)
+        assert reader.metadata(keys[:4]) == [{"a": 1, "b": 2}, {"a": 0}, {"a": {"b": [1, None, "ü"]}}, {"c": 1}]
+        assert keys[1] not in asked()
+        index.upsert(keys[:2], ROWS[:2])
+        index.upsert(keys[3], ROWS[3], [None])
+        assert reader.metadata(keys[:4]) == [{"a": 1, "b": 2}, {"a": 0}, {"a": {"b": [1, None, "ü"]}}, None]
+        index.remove(keys[0])
+        assert keys[0] not in asked()
+        index.add(keys[0], ROWS[0])
+        assert reader.metadata(keys[0]) == [None]
+        assert reader.verify() == []
+
+
+def test_vectors_and_keys_are_checked_together(index: DurableIndex, kind: str) -> None:
+    for rows in (ROWS[:3], np.full((2, 6), np.nan, dtype=np.float32), ROWS[:2, :5], ROWS[0]):
+        with pytest.raises(ValueError, match="vector"):
+            index.add(named(kind, [1, 2]), rows)
+    assert len(index) == 0
+
+
+def test_settings(folder: Path) -> None:
+    wanting: list[dict[str, Any]] = [{}, {"metric": "ip"}, {"metric": "ip", "key_kind": "str"}, {"key_kind": "int"}]
+    for each in wanting:
+        with pytest.raises(FileNotFoundError, match="holds no mmfast index"):
+            Index.open(folder, **each)
+        assert not folder.exists()
+    with pytest.raises(ValueError, match="metric must be one of"):
+        Index.open(folder, 4, "l1")
+    with pytest.raises(ValueError, match="key_kind must be one of"):
+        Index.open(folder, 4, key_kind="bytes")
+    with pytest.raises(FileNotFoundError, match="holds no mmfast index"):
+        Index.open(folder, 4, read_only=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Index.open(folder / "deeper", 4)
+    Index.open(folder, np.int64(4), "ip", "f16", key_kind="str", connectivity=8).close()  # type: ignore[arg-type]
+    other: list[dict[str, Any]] = [{"ndim": 5}, {"metric": "cos"}, {"dtype": "f32"}, {"connectivity": 9}]
+    for each in [*other, {"key_kind": "int"}]:
+        with pytest.raises(ValueError, match="was made with"):
+            Index.open(folder, **each)
+    with Index.open(str(folder), 4, "ip", "f16", key_kind="str", connectivity=8) as index:
+        assert (index.ndim, index.metric, index.dtype) == (4, "ip", "f16")
+        assert repr(folder)[11:-2] in repr(index)
+    with Index.open(os.fsencode(folder)) as index:
+        assert index.ndim == 4
+    (folder.parent / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        Index.open(folder.parent / "file", 4)
+    with pytest.raises(FileExistsError):
+        Index.open(folder.parent, 4)
+    with pytest.raises(TypeError):
+        Index.open(7, 4)  # type: ignore[arg-type]
+
+
+def test_a_relative_path_means_what_it_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Index.open("index", 6) as index:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        index.add(range(10), ROWS[:10])
+        index.build()
+        assert (tmp_path / "index" / "snapshot.index").exists()
+        assert len(pickle.loads(pickle.dumps(index))) == 10
+
+
+def test_one_writer_and_what_readers_may_not(index: DurableIndex, folder: Path, kind: str) -> None:
+    index.add(named(kind, range(10)), ROWS[:10])
+    index.build()
+    with pytest.raises(BlockingIOError, match="has it open for writing already"):
+        Index.open(folder)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if "-shm" not in path.name}
+    with Index.open(folder, read_only=True) as reader:
+        keys = named(kind, [1])
+        for change in (
+            lambda: reader.add(named(kind, [20]), ROWS[:1]),
+            lambda: reader.upsert(keys, ROWS[:1]),
+            lambda: reader.remove(keys),
+            lambda: reader.update_metadata(keys, {"a": 1}),
+            reader.compact,
+        ):
+            with pytest.raises(PermissionError, match="read_only=True"):
+                change()
+        reader.build()
+        reader.search(ROWS, 3)
+        assert (len(reader), reader.verify()) == (10, [])
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if "-shm" not in path.name}

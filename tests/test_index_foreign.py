@@ -1,0 +1,90 @@
+"""Files of a bare USearch index: their rows are read, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from usearch.index import Index as NativeIndex
+
+from mmfast import _C, Index
+from tests.test_index import gaussian
+
+
+def saved(path: Path, metric: str = "l2sq", dtype: str = "f32") -> NativeIndex:
+    native = NativeIndex(ndim=8, metric=metric, dtype=dtype, connectivity=9)
+    native.add(np.arange(60) * 3, gaussian(60, 8))
+    native.remove(6)
+    native.save(str(path))
+    return native
+
+
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2sq"])
+@pytest.mark.parametrize("dtype", ["f64", "f32", "f16", "bf16"])
+def test_rows_and_settings_are_taken_over(metric: str, dtype: str, tmp_path: Path) -> None:
+    saved(tmp_path / "bare", metric, dtype)
+    index = Index.from_usearch(tmp_path / "bare")
+    assert (index.metric, index.dtype, index.connectivity) == (metric, "f32" if dtype == "f64" else dtype, 9)
+    assert sorted(index.keys().tolist()) == [3 * i for i in range(60) if i != 2]
+    rows = gaussian(60, 8)
+    same = Index(8, metric, index.dtype)
+    same.add([3 * i for i in range(60) if i != 2], np.delete(rows, 2, axis=0))
+    # Under "cos" rows of half precision are rounded once more when they are brought to unit length.
+    assert (index.search(rows, 5).keys == same.search(rows, 5).keys).mean() > (0.95 if metric == "cos" else 0.9999)
+
+
+def test_directions_of_int8(tmp_path: Path) -> None:
+    native = NativeIndex(ndim=8, metric="cos", dtype="i8")
+    native.add(np.arange(60), gaussian(60, 8))
+    native.save(str(tmp_path / "bare"))
+    found = Index.from_usearch(tmp_path / "bare").search(gaussian(60, 8), 1)
+    assert (found.keys[:, 0] == np.arange(60)).mean() > 0.9
+
+
+def test_what_is_none_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "bare")
+    content = (tmp_path / "bare").read_bytes()
+    for length in [*range(200), *range(200, len(content), 97)]:
+        (tmp_path / "cut").write_bytes(content[:length])
+        with pytest.raises(ValueError, match="cut is not an index of USearch that mmfast can read"):
+            Index.from_usearch(tmp_path / "cut")
+    with pytest.raises(FileNotFoundError):
+        Index.from_usearch(tmp_path / "missing")
+    NativeIndex(ndim=8, metric="pearson").save(str(tmp_path / "odd"))
+    with pytest.raises(ValueError, match="odd is not an index of USearch that mmfast can read"):
+        Index.from_usearch(tmp_path / "odd")
+
+
+def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
+    saved(tmp_path / "bare")
+    content = np.frombuffer((tmp_path / "bare").read_bytes(), np.uint8)
+    for seed in range(200):
+        damaged = content.copy()
+        damaged[np.random.default_rng(seed).integers(0, len(content), 1 + seed % 20)] ^= 1 << (seed % 8)
+        (tmp_path / "damaged").write_bytes(damaged.tobytes())
+        try:
+            index = Index.from_usearch(tmp_path / "damaged")
+        except (ValueError, MemoryError):
+            continue
+        assert index.search(np.ones(index.ndim), 3).keys.shape == (3,)
+
+
+def test_a_version_to_come_leaves_searches_exact(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = _C.usearch_graph
+
+    def newer(content: np.ndarray) -> object:
+        changed = content.copy()
+        head = bytes(content).index(b"usearch")
+        changed[head + 7] = 3
+        return real(changed)
+
+    monkeypatch.setattr("mmfast._C.usearch_graph", newer)
+    index, rows = Index(8), gaussian(2600, 8)
+    index.add(range(2600), rows)
+    index.build()
+    assert "no graph, searches stay exact: the graph has USearch's version 3, not 2" in caplog.text
+    assert (index.stats()["graph"], index.stats()["tail"]) == (0, 0)
+    assert index.search(rows, 1, ef=10).keys[:, 0].tolist() == list(range(2600))
