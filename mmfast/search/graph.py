@@ -98,7 +98,8 @@ class _Builder:
         self._raw = "bf16" if settings.dtype == "bf16" else None  # NumPy cannot name it
         # Stored rows are of unit length: their inner product says the same as the cosine, in two thirds of the time.
         unit = settings.metric == "cos" and settings.dtype != "i8"
-        self._native: Any = NativeIndex(**{**asdict(settings), "metric": "ip" if unit else settings.metric})
+        form = {**asdict(settings), "metric": "ip" if unit else settings.metric}
+        self._native: Any = NativeIndex(**form, enable_key_lookups=False)
         self._added = 0
 
     def add(self, rows: npt.NDArray[np.int64]) -> None:

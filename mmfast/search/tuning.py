@@ -65,7 +65,7 @@ def measure(
     exact_single = _seconds(lambda: [rows.search(few[i : i + 1], _K[0], None, False, threads) for i in range(4)]) / 4
     points = {}
     for k in _K:
-        asked = queries if k == _K[0] else queries[: max(1, len(queries) // 4)]
+        asked = queries if k == _K[0] else queries[: max(1, len(queries) // 8)]
         truth, _ = rows.search(asked, k, allowed, False, threads)
         points[k] = list(_walks(rows, asked, few, truth, walked, exact_batch, threads))
     return Curve(points, exact_batch, exact_single)
