@@ -33,7 +33,7 @@ lint: build    ## ruff, clang-format and mypy
 	$(BIN)/mypy
 
 test: lint     ## lint, types and the unit tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: build ## the tests that take longer
 	$(BIN)/python -m pytest -m slow -n 2

@@ -128,12 +128,8 @@ class Walk {
     }
     const int32_t at = beam_.take();
     if (at < 0) return false;
-    const int32_t* const list = links.neighbours + int64_t(at) * links.slots;
-    for (int i = 0; i < links.slots && list[i] >= 0; ++i)
-      if (visited_.insert(list[i])) {
-        fresh_.push_back(list[i]);
-        prepare(list[i]);
-      }
+    meet(links.neighbours + int64_t(at) * links.slots, links.slots);
+    if (at < links.upper_nodes) meet(links.upper + int64_t(at) * links.upper_slots, links.upper_slots);
     return true;
   }
 
@@ -156,6 +152,14 @@ class Walk {
 
  private:
   const float* row() const { return g_->search.queries + query_ * g_->search.codes.features; }
+
+  void meet(const int32_t* list, int slots) {
+    for (int i = 0; i < slots && list[i] >= 0; ++i)
+      if (visited_.insert(list[i])) {
+        fresh_.push_back(list[i]);
+        prepare(list[i]);
+      }
+  }
 
   void prepare(int32_t row) const {
     const Codes& c = g_->search.codes;

@@ -5,8 +5,9 @@
 // their digits fetched ahead. What is left at the end is ranked by distances in float64, as far as the digits leave it
 // open (shortlist.h); that 8 bits order close rows wrongly costs no recall.
 //
-// The graph is the lowest layer of a hierarchical one. In place of its upper layers the walk begins at the nearest of
-// the first rows, which are a sample of all.
+// The graph is the lowest layer of a hierarchical one. The rows of the layer above come first, and have its links too:
+// long ones, by which a walk leaves one cluster for another. In place of the layers above that, it begins at the
+// nearest of the very first rows.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,9 @@ namespace mmfast {
 struct Links {
   const int32_t* neighbours;  // (nodes, slots), in front those there are, then -1
   const int32_t* copies;      // (rows,) the next row with the same vector, or -1; rows from `nodes` on are such copies
-  int64_t nodes;
-  int slots;
+  const int32_t* upper;       // (upper_nodes, upper_slots), likewise, of the first rows
+  int64_t nodes, upper_nodes;
+  int slots, upper_slots;
   int entries;  // the first rows, where walks begin; at least 1
 };
 

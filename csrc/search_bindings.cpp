@@ -94,22 +94,27 @@ class VectorSet {
   }
 
   // The links are checked once: whatever they are, no walk leaves the rows.
-  void set_links(Array<int32_t> neighbours, Array<int32_t> copies, int entries) {
+  void set_links(Array<int32_t> neighbours, Array<int32_t> upper, Array<int32_t> copies, int entries) {
     if (neighbours.ndim() != 2 || neighbours.shape(0) > rows_.rows || neighbours.shape(1) > 8192)
       throw py::value_error("neighbours must be (nodes, slots)");
-    if (copies.ndim() != 1 || copies.shape(0) != rows_.rows) throw py::value_error("copies must be (rows,)");
     const int64_t nodes = neighbours.shape(0);
+    if (upper.ndim() != 2 || upper.shape(0) > nodes || upper.shape(1) > 8192)
+      throw py::value_error("upper must be (first nodes, slots)");
+    if (copies.ndim() != 1 || copies.shape(0) != rows_.rows) throw py::value_error("copies must be (rows,)");
     if (entries < 1 || entries > nodes) throw py::value_error("entries must be from 1 to the number of nodes");
-    const int32_t *const links = neighbours.data(), *const next = copies.data();
-    for (int64_t i = 0; i < neighbours.size(); ++i)
-      if (links[i] < -1 || links[i] >= nodes) throw py::value_error("a link leaves the graph");
+    for (const Array<int32_t>* links : {&neighbours, &upper})
+      for (int64_t i = 0; i < links->size(); ++i)
+        if (links->data()[i] < -1 || links->data()[i] >= nodes) throw py::value_error("a link leaves the graph");
+    const int32_t* const next = copies.data();
     for (int64_t i = 0; i < rows_.rows;
          ++i)  // copies come after what they are copies of: no walk along them is endless
       if (next[i] != -1 && (next[i] <= i || next[i] < nodes || next[i] >= rows_.rows))
         throw py::value_error("a copy comes before its original");
     neighbours_ = std::move(neighbours);
+    upper_ = std::move(upper);
     copies_ = std::move(copies);
-    links_ = {links, next, nodes, int(neighbours_->shape(1)), entries};
+    links_ = {neighbours_->data(),   next,   upper_->data(), nodes, upper_->shape(0), int(neighbours_->shape(1)),
+              int(upper_->shape(1)), entries};
   }
 
   // Also returns whether k rows were found for every query.
@@ -194,7 +199,7 @@ class VectorSet {
   Metric metric_;
   Vectors rows_;
   Codes codes_;
-  std::optional<Array<int32_t>> neighbours_, copies_;
+  std::optional<Array<int32_t>> neighbours_, upper_, copies_;
   Links links_ = {};
 };
 
@@ -280,7 +285,8 @@ Array<uint64_t> hash_rows(const py::array& rows) {
   return hashes;
 }
 
-// Keys (nodes,), levels (nodes,) and neighbours (nodes, slots) of a graph as USearch saves it.
+// Keys (nodes,), levels (nodes,), neighbours (nodes, slots) and upper (nodes of level 1 and more, slots) of a graph as
+// USearch saves it.
 py::tuple usearch_graph(const Array<uint8_t>& content) {
   UsearchGraph graph;
   {
@@ -291,8 +297,11 @@ py::tuple usearch_graph(const Array<uint8_t>& content) {
   }
   Array<int32_t> neighbours({py::ssize_t(graph.nodes), py::ssize_t(graph.slots)});
   std::copy(graph.neighbours.begin(), graph.neighbours.end(), neighbours.mutable_data());
+  const int64_t upper_nodes = graph.upper_slots ? int64_t(graph.upper.size()) / graph.upper_slots : 0;
+  Array<int32_t> upper({py::ssize_t(upper_nodes), py::ssize_t(graph.upper_slots)});
+  std::copy(graph.upper.begin(), graph.upper.end(), upper.mutable_data());
   return py::make_tuple(Array<int64_t>(py::ssize_t(graph.nodes), graph.keys.data()),
-                        Array<int16_t>(py::ssize_t(graph.nodes), graph.levels.data()), neighbours);
+                        Array<int16_t>(py::ssize_t(graph.nodes), graph.levels.data()), neighbours, upper);
 }
 
 }  // namespace
@@ -313,8 +322,8 @@ void bind_search(py::module_& m) {
            py::arg("terms").noconvert(), py::arg("centre").noconvert(), py::arg("unit"), py::arg("keys").noconvert())
       .def("search", &VectorSet::search, py::arg("queries").noconvert(), py::arg("k"), py::arg("allowed").noconvert(),
            py::arg("ranked"), py::arg("threads"))
-      .def("set_links", &VectorSet::set_links, py::arg("neighbours").noconvert(), py::arg("copies").noconvert(),
-           py::arg("entries"))
+      .def("set_links", &VectorSet::set_links, py::arg("neighbours").noconvert(), py::arg("upper").noconvert(),
+           py::arg("copies").noconvert(), py::arg("entries"))
       .def("graph_search", &VectorSet::graph_search, py::arg("queries").noconvert(), py::arg("k"), py::arg("expansion"),
            py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
       .def("range_search", &VectorSet::range_search, py::arg("queries").noconvert(), py::arg("radius"),

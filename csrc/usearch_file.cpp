@@ -21,6 +21,18 @@ class Reader {
     std::memcpy(&value, skip(sizeof value), sizeof value);
     return value;
   }
+  // A number, and room for as many links as there are slots.
+  void read_links(uint64_t slots, uint64_t nodes, int32_t* out) {
+    const uint32_t count = read<uint32_t>();
+    const uint8_t* const links = skip(slots * sizeof(uint32_t));
+    if (count > slots) throw std::invalid_argument("the graph's links are damaged");
+    for (uint32_t n = 0; n < count; ++n) {
+      uint32_t link;
+      std::memcpy(&link, links + n * sizeof link, sizeof link);
+      if (link >= nodes) throw std::invalid_argument("the graph's links are damaged");
+      out[n] = int32_t(link);
+    }
+  }
   const uint8_t* skip(size_t count) {
     if (count > size_ - at_) throw std::invalid_argument("the graph is truncated");
     at_ += count;
@@ -55,6 +67,7 @@ UsearchGraph read_usearch_graph(const uint8_t* bytes, size_t size) {
   UsearchGraph graph;
   graph.nodes = int64_t(nodes);
   graph.slots = int(slots);
+  graph.upper_slots = int(connectivity);
   graph.levels.resize(nodes);
   if (nodes) std::memcpy(graph.levels.data(), reader.skip(nodes * sizeof(int16_t)), nodes * sizeof(int16_t));
   graph.keys.resize(nodes);
@@ -63,16 +76,11 @@ UsearchGraph read_usearch_graph(const uint8_t* bytes, size_t size) {
     graph.keys[i] = int64_t(reader.read<uint64_t>());
     const int16_t level = reader.read<int16_t>();
     if (level < 0 || level != graph.levels[i]) throw std::invalid_argument("the graph's levels are damaged");
-    const uint32_t count = reader.read<uint32_t>();
-    const uint8_t* const links = reader.skip(slots * sizeof(uint32_t));
-    if (count > slots) throw std::invalid_argument("the graph's links are damaged");
-    for (uint32_t n = 0; n < count; ++n) {
-      uint32_t link;
-      std::memcpy(&link, links + n * sizeof link, sizeof link);
-      if (link >= nodes) throw std::invalid_argument("the graph's links are damaged");
-      graph.neighbours[i * slots + n] = int32_t(link);
-    }
-    reader.skip(size_t(level) * (1 + connectivity) * sizeof(uint32_t));
+    reader.read_links(slots, nodes, graph.neighbours.data() + i * slots);
+    if (!level) continue;
+    graph.upper.resize(graph.upper.size() + connectivity, -1);
+    reader.read_links(connectivity, nodes, graph.upper.data() + (graph.upper.size() - connectivity));
+    reader.skip(size_t(level - 1) * (1 + connectivity) * sizeof(uint32_t));
   }
   return graph;
 }

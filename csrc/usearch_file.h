@@ -18,6 +18,8 @@ struct UsearchGraph {
   std::vector<int64_t> keys;        // (nodes,)
   std::vector<int16_t> levels;      // (nodes,)
   std::vector<int32_t> neighbours;  // (nodes, slots), in front those there are, then -1
+  int upper_slots = 0;              // connectivity
+  std::vector<int32_t> upper;       // (nodes of level 1 and more, in order, upper_slots): their links on level 1
 };
 
 // Throws std::invalid_argument where the bytes are not as described.

@@ -66,7 +66,7 @@ def test_the_engines_agree(parts: tuple[Index, dict[int, Any]]) -> None:
     np.testing.assert_array_equal(exact.keys, keys[:, :10])
     np.testing.assert_allclose(exact.distances, truth[:, :10], rtol=1e-5, atol=1e-5)
     walked = index.search(queries, 10, ef=300)
-    assert (walked.keys == exact.keys).mean() > 0.97
+    assert (walked.keys == exact.keys).mean() > (0.9 if index.metric == "ip" else 0.97)
     same = walked.keys == exact.keys
     np.testing.assert_array_equal(walked.distances[same], exact.distances[same])  # ranked by the same numbers
     assert (walked.keys == index.search(queries[:, None][:, 0], 10, ef=300).keys).all()
@@ -315,7 +315,8 @@ def test_the_choice_of_an_engine() -> None:
     curve = tuning.Curve({10: points, 100: [tuning.Point(200, 0.99, 9e-5, 2e-4)]}, 8e-5, 1e-3)
     assert tuning.Curve.from_json(curve.to_json()) == curve
     for (queries, k, recall, share), expected in {
-        (1000, 10, 0.9, 1.0): 10,
+        (1000, 10, 0.89, 1.0): 10,
+        (1000, 10, 0.9, 1.0): 40,  # not by the error of what was measured
         (1000, 5, 0.95, 1.0): 40,
         (1000, 10, 0.98, 1.0): None,  # never reached
         (1, 10, 0.95, 0.5): 80,  # half of what a walk meets may be found
@@ -335,7 +336,8 @@ def test_a_graph_in_pieces_finds_as_many_as_wanted(monkeypatch: pytest.MonkeyPat
     main = index._state.main
     assert main is not None
     assert main.segment.links is not None
-    alone = main.segment.links._replace(neighbours=np.full((COUNT, 32), -1, dtype=np.int32))
+    nothing = {name: np.full_like(getattr(main.segment.links, name), -1) for name in ("neighbours", "upper")}
+    alone = main.segment.links._replace(**nothing)
     main.segment.rows.set_links(*alone)  # walks end at the first rows
     found = index.search(rows[:50], 300, ef=300)
     np.testing.assert_array_equal(found.keys, index.search(rows[:50], 300, exact=True).keys)
@@ -347,15 +349,16 @@ def test_links_are_checked() -> None:
     index.build()
     main = index._state.main
     assert main is not None
-    neighbours, copies, entries = main.segment.links or (None,) * 3
+    neighbours, upper, copies, entries = main.segment.links or (None,) * 4
     assert neighbours is not None
     assert copies is not None
     bad = neighbours.copy()
     bad[3, 1] = COUNT
     loop = copies.copy()
     loop[5] = 5
-    for links in ((bad, copies, entries), (neighbours, loop, entries), (neighbours, copies, 0),
-                  (neighbours, copies[:-1], entries), (neighbours, copies, COUNT + 1)):  # fmt: skip
+    for links in ((bad, upper, copies, entries), (neighbours, bad[:5], copies, entries),
+                  (neighbours, upper, loop, entries), (neighbours, upper, copies, 0),
+                  (neighbours, upper, copies[:-1], entries), (neighbours, upper, copies, COUNT + 1)):  # fmt: skip
         with pytest.raises(ValueError, match=r"link|copy|entries|copies"):
             main.segment.rows.set_links(*links)
 
@@ -368,7 +371,7 @@ def test_many_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     index = Index(ndim, "l2sq", "f32")
     index.add(range(3000), steady)
     failures: list[BaseException] = []
-    end = time.monotonic() + 40
+    end = time.monotonic() + 20
 
     def guarded(work: Any, number: int) -> None:
         rng = np.random.default_rng(number)
@@ -385,9 +388,11 @@ def test_many_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def read(rng: Any, number: int) -> None:
         chosen = rng.choice(3000, rng.integers(1, 100), replace=False)
-        for options in ({"exact": True}, {"ef": 200}):
-            found = index.search(steady[chosen], 1, **options)
-            assert (found.distances == 0).mean() > (0.9 if "ef" in options else 0.9999)
+        found = index.search(steady[chosen], 1, exact=True)
+        assert (found.distances == 0).all()
+        # Beside rows so far away 8-bit digits tell these apart badly: the index measures that, and searches exactly.
+        found = index.search(steady[chosen], 1)
+        assert (found.distances == 0).mean() > 0.8
         where = rng.random(3000) < 0.1
         found = index.search(steady[chosen], 5, where=where)
         assert where[found.keys].all()

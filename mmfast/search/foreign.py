@@ -37,7 +37,7 @@ def read_usearch(name: str) -> Foreign:
     mapped = map_file(name)
     content = np.frombuffer(mapped, np.uint8)
     try:
-        keys, _, neighbours = _C.usearch_graph(content)
+        keys, _, neighbours, _ = _C.usearch_graph(content)
         rows, row_bytes = struct.unpack_from("<II", mapped)
         _, _, _, _, metric, scalar, *_, ndim = _HEAD.unpack_from(mapped, 8 + rows * row_bytes)
         dtype, numpy_dtype = _SCALARS[scalar]

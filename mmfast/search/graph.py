@@ -39,6 +39,7 @@ class Links(NamedTuple):
     """A graph over the first rows of a segment; the others are copies of them."""
 
     neighbours: Rows  # (nodes, slots), padded with -1
+    upper: Rows  # (first nodes, slots): their links on the level above, likewise
     copies: Rows  # (rows,): the next row with the same vector, or -1
     entries: int  # the first rows, where walks begin
 
@@ -61,21 +62,21 @@ def plan_graph(stored: npt.NDArray[Any], settings: Settings, threads: int, progr
     held = _sample(len(heads), np.isin(heads, copied.heads, invert=True))
     builder.add(heads[~held])
     try:
-        rows, levels, neighbours = builder.graph()
+        graph = builder.graph()
     except ValueError as error:  # a version of USearch to come
         _log.warning(
             "no graph, searches stay exact: %s; install a version of usearch that mmfast was tested with", error
         )
         return None
-    nodes = rows[_layout(levels, neighbours)]
+    nodes = graph.rows[_layout(graph.levels, graph.neighbours)]
     order = np.concatenate([nodes, heads[held], copied.rows])
     place = np.empty(len(stored), dtype=np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     copies = copied.chains(place)
-    first = Links(_placed(rows, neighbours, place, len(heads)), copies, min(ENTRIES, len(nodes)))
+    above = int((graph.levels > 0).sum())
+    first = Links(*_placed(graph, place, len(heads), above), copies, min(ENTRIES, len(nodes)))
     builder.add(heads[held])
-    rows, _, neighbours = builder.graph()
-    links = first._replace(neighbours=_placed(rows, neighbours, place, len(heads)))
+    links = Links(*_placed(builder.graph(), place, len(heads), above), copies, first.entries)
     return Plan(order, links, first, range(len(nodes), len(heads)))
 
 
@@ -86,6 +87,15 @@ def _sample(count: int, suitable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_
     if len(positions):
         sample[positions[np.linspace(0, len(positions) - 1, min(HELD_BACK, count // 16)).astype(np.int64)]] = True
     return sample
+
+
+class _Graph(NamedTuple):
+    """A graph by slots."""
+
+    rows: npt.NDArray[np.int64]  # (nodes,): the row in each slot
+    levels: npt.NDArray[np.int16]
+    neighbours: Rows  # (nodes, slots) on the lowest level
+    upper: Rows  # (nodes above that, slots) on the next one
 
 
 class _Builder:
@@ -111,15 +121,14 @@ class _Builder:
             self._added += len(chunk)
         self._progress(self._added)
 
-    def graph(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16], Rows]:
-        """Return the row, the level and the neighbours of each slot."""
-        rows, levels, neighbours = _C.usearch_graph(np.frombuffer(self._native.save(), np.uint8))
-        return rows, levels, neighbours
+    def graph(self) -> _Graph:
+        """Return the graph so far."""
+        return _Graph(*_C.usearch_graph(np.frombuffer(self._native.save(), np.uint8)))
 
 
 def _layout(levels: npt.NDArray[np.int16], neighbours: Rows) -> npt.NDArray[np.int64]:
-    """Order slots so that neighbours lie near each other: a sample of all first, then its neighbours, then theirs."""
-    front = np.argsort(-levels, kind="stable")[:ENTRIES]
+    """Order slots by level, and those of the lowest so that neighbours lie near each other."""
+    front = np.argsort(-levels, kind="stable")[: max(int((levels > 0).sum()), 1)]
     seen = np.zeros(len(levels), dtype=np.bool_)
     parts = []
     while len(front):
@@ -133,11 +142,16 @@ def _layout(levels: npt.NDArray[np.int16], neighbours: Rows) -> npt.NDArray[np.i
     return np.concatenate([*parts, np.flatnonzero(~seen)])
 
 
-def _placed(rows: npt.NDArray[np.int64], neighbours: Rows, place: Rows, nodes: int) -> Rows:
-    """Return the neighbours of each place."""
-    placed = np.full((nodes, neighbours.shape[1]), -1, dtype=np.int32)
-    placed[place[rows]] = np.where(neighbours >= 0, place[rows[neighbours]], np.int32(-1))
-    return placed
+def _placed(graph: _Graph, place: Rows, nodes: int, above: int) -> tuple[Rows, Rows]:
+    """Return the neighbours of each place, and those on the next level of the first ones, which ``above`` counts."""
+    at = place[graph.rows]
+    neighbours = np.full((nodes, graph.neighbours.shape[1]), -1, dtype=np.int32)
+    neighbours[at] = np.where(graph.neighbours >= 0, at[graph.neighbours], np.int32(-1))
+    upper = np.full((above, graph.upper.shape[1]), -1, dtype=np.int32)
+    lifted = at[graph.levels > 0]
+    kept = lifted < above  # of rows that were held back only the links of the lowest level count
+    upper[lifted[kept]] = np.where(graph.upper >= 0, at[graph.upper], np.int32(-1))[kept]
+    return neighbours, upper
 
 
 class Copied(NamedTuple):

@@ -86,7 +86,7 @@ class Segment:
     def bytes(self) -> int:
         """Return the memory that its arrays take, mapped or not."""
         held = [self.keys, self.stored, self.image.digits, self.image.terms, self.image.centre]
-        return sum(each.nbytes for each in [*held, *(self.links[:2] if self.links else ())])
+        return sum(each.nbytes for each in [*held, *(self.links[:3] if self.links else ())])
 
     @cached_property
     def _by_key(self) -> npt.NDArray[np.int64]:

@@ -35,8 +35,7 @@ def pack_state(state: State) -> list[Bytes]:
             "rows": len(segment),
             "unit": segment.image.unit,
             "removed": state.main.alive is not None,
-            "slots": segment.links.neighbours.shape[1] if segment.links else 0,
-            "nodes": len(segment.links.neighbours) if segment.links else 0,
+            "links": [segment.links.neighbours.shape, segment.links.upper.shape] if segment.links else None,
             "entries": segment.links.entries if segment.links else 0,
             "curve": segment.curve.to_json() if segment.curve else None,
             "built": segment.built,
@@ -45,7 +44,7 @@ def pack_state(state: State) -> list[Bytes]:
         if state.main.alive is not None:
             arrays.append(state.main.alive)
         if segment.links:
-            arrays += [segment.links.neighbours, segment.links.copies]
+            arrays += [segment.links.neighbours, segment.links.upper, segment.links.copies]
     if state.tail:
         alive = slice(None) if state.tail.alive is None else state.tail.alive
         keys = state.tail.segment.keys[alive]
@@ -73,9 +72,9 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
         image = Image(digits, terms, read("<f4", ndim), told["unit"])
         alive = read("?", rows) if told["removed"] else None
         links = None
-        if told["nodes"]:
-            neighbours = read("<i4", told["nodes"], told["slots"])
-            links = Links(neighbours, read("<i4", rows), told["entries"])
+        if told["links"]:
+            neighbours, upper = (read("<i4", *shape) for shape in told["links"])
+            links = Links(neighbours, upper, read("<i4", rows), told["entries"])
         curve = Curve.from_json(told["curve"]) if told["curve"] else None
         main = Part(Segment(settings, keys, stored, image, links, curve, told["built"]), alive)
     fresh = None

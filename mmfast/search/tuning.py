@@ -17,6 +17,7 @@ import numpy.typing as npt
 # Neighbours that recall is measured for. A search for other numbers takes the next larger, or is in proportion.
 _K = (10, 100)
 _EXPANSIONS = sorted({round(10 * 1.25**step) for step in range(21)})  # up to 867
+_MARGIN = 0.005  # one standard error of a recall measured with 256 queries
 _SINGLE = 48  # queries timed one at a time
 _MANY = 64  # queries in a call: from here on they count as a batch
 
@@ -109,7 +110,7 @@ def choose(curve: Curve, queries: int, k: int, recall: float, share: float) -> i
     batch = queries >= _MANY
     exact = (curve.exact_batch_seconds if batch else curve.exact_single_seconds) * share
     for point in curve.points[measured]:
-        if point.recall < recall:
+        if point.recall < min(recall + _MARGIN, 1):
             continue
         walk = (point.batch_seconds if batch else point.single_seconds) * factor
         return max(int(point.ef * factor), k) if walk < exact else None
