@@ -245,7 +245,8 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
       const ExactSearch search = {
           vectors, codes, metric, nullptr, mask, q.data(), queries, k, std::numeric_limits<double>::infinity(), 2};
       const auto exact = exact_search(search);
-      const auto walked = graph_search(search, {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1}, int(rows));
+      const auto walked =
+          graph_search(search, {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1}, int(rows));
       for (int64_t j = 0; j < queries; ++j) {
         std::vector<Neighbour> truth;
         for (int64_t i = 0; i < rows; ++i) {
