@@ -90,13 +90,14 @@ class Group {
       : search_(search), tier_(tier), begin_(begin), count_(int(end - begin)), packed_(packed) {
     const Codes& codes = search.codes;
     depth_ = codes.depth;
-    padded_ = (depth_ + kQueryAlign - 1) / kQueryAlign * kQueryAlign;
+    padded_ = query_depth(depth_);
     digits_.resize(size_t(count_) * padded_);
     for (int j = 0; j < count_; ++j) {
       const float* const query = row(j);
       const int qmax = packed ? tier.query_qmax : 127;
       queries_.push_back(encode_query(tier, codes, search.metric, query, qmax, digits_.data() + size_t(j) * padded_));
       lists_.emplace_back(search.k, to_rank(search.metric, search.radius), least_score(j));
+      inverse_.push_back(float(1 / queries_[j].scale));
       if (!queries_[j].decided) continue;
       largest_norm_ = std::max(largest_norm_, queries_[j].norm);
       largest_error_ = std::max(largest_error_, queries_[j].residual / queries_[j].norm);
@@ -145,7 +146,7 @@ class Group {
   void pack() {
     const int panels = (count_ + kPanel - 1) / kPanel;
     panels_.resize(size_t(panels) * kPanel * depth_);
-    inverse_.assign(panels * kPanel, 1.0f);
+    inverse_.resize(panels * kPanel, 1.0f);
     thresholds_.assign(panels * kPanel, std::numeric_limits<float>::infinity());
     std::vector<int8_t> rows(size_t(kPanel) * depth_);
     for (int p = 0; p < panels; ++p) {
@@ -154,10 +155,7 @@ class Group {
         std::copy_n(digits_.data() + size_t(p * kPanel + c) * padded_, depth_, rows.data() + size_t(c) * depth_);
       pack_panel(rows.data(), count, depth_, tier_.query_offset, panels_.data() + size_t(p) * kPanel * depth_);
     }
-    for (int j = 0; j < count_; ++j) {
-      inverse_[j] = float(1 / queries_[j].scale);
-      thresholds_[j] = threshold(j);
-    }
+    for (int j = 0; j < count_; ++j) thresholds_[j] = threshold(j);
     ones_.assign(padded_, 0);
     std::fill_n(ones_.begin(), depth_, int8_t(1));
     // Digits of one query again, as precise as can be, for the rows that pass.
@@ -205,10 +203,9 @@ class Group {
     uint64_t masks[kBlockRows / kPanel];
     for (int j = 0; j < count_; ++j) {
       const Query& q = queries_[j];
-      const double inverse = 1 / q.scale, t = lists_[j].threshold();
-      const double threshold = q.decided ? (t - 32 * kUnit * std::abs(t)) * inverse : -q.residual;
+      const double inverse = inverse_[j];
       tier_.scan({block.digits, block.scale, block.half, block.residual, block.norm, block.count, depth_,
-                  digits_.data() + size_t(j) * padded_, q.sum, float(threshold), float(inverse * (1 - 32 * kUnit)),
+                  digits_.data() + size_t(j) * padded_, q.sum, threshold(j), float(inverse * (1 - 32 * kUnit)),
                   float(q.norm * inverse * (1 + 32 * kUnit)),
                   float((q.residual + 32 * kUnit * q.norm) * inverse * (1 + 32 * kUnit)), masks});
       int count = 0;
@@ -242,7 +239,8 @@ class Group {
   std::vector<Shortlist> lists_;
   std::vector<int8_t> digits_;  // (count, padded)
   std::vector<uint8_t> panels_;
-  std::vector<float> inverse_, thresholds_;  // by column of the panels
+  std::vector<float> inverse_;     // 1 / s', by query, or by column of the panels
+  std::vector<float> thresholds_;  // by column of the panels
   std::vector<int8_t> ones_;
   std::vector<int32_t> hits_, products_;
   std::vector<float> scratch_;

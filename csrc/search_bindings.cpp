@@ -30,6 +30,9 @@ constexpr py::ssize_t kMaxFeatures = 65536;  // integer sums stay below 2^31
 constexpr py::ssize_t kPadding = 64;
 constexpr int64_t kSerialChecks = 1 << 20;  // numbers: fewer are checked before a second thread is awake
 
+// Terms are readable as far as this.
+py::ssize_t padded_rows(int64_t rows) { return (rows + kPadding - 1) / kPadding * kPadding + kPadding; }
+
 Metric parse_metric(const std::string& name) {
   if (name == "cos") return Metric::kCos;
   if (name == "ip") return Metric::kIp;
@@ -72,7 +75,7 @@ class VectorSet {
         metric_(parse_metric(metric)),
         rows_(parse_vectors(vectors_, parse_scalar(dtype))) {
     const int depth = code_depth(rows_.features);
-    const py::ssize_t padded = (rows_.rows + kPadding - 1) / kPadding * kPadding + kPadding;
+    const py::ssize_t padded = padded_rows(rows_.rows);
     if (digits_.ndim() != 1 || digits_.shape(0) < rows_.rows * depth + kPadding)
       throw py::value_error("digits must be (rows * depth + 64,)");
     if (terms_.ndim() != 2 || terms_.shape(0) != 4 || terms_.shape(1) < padded)
@@ -106,8 +109,8 @@ class VectorSet {
       for (int64_t i = 0; i < links->size(); ++i)
         if (links->data()[i] < -1 || links->data()[i] >= nodes) throw py::value_error("a link leaves the graph");
     const int32_t* const next = copies.data();
-    for (int64_t i = 0; i < rows_.rows;
-         ++i)  // copies come after what they are copies of: no walk along them is endless
+    // Copies come after what they are copies of: no walk along them is endless.
+    for (int64_t i = 0; i < rows_.rows; ++i)
       if (next[i] != -1 && (next[i] <= i || next[i] < nodes || next[i] >= rows_.rows))
         throw py::value_error("a copy comes before its original");
     neighbours_ = std::move(neighbours);
@@ -219,7 +222,7 @@ py::tuple encode_rows(const py::array& vectors, const std::string& dtype, const 
   const Metric parsed = parse_metric(metric);
   if (centre.ndim() != 1 || centre.shape(0) != rows.features) throw py::value_error("centre must be (features,)");
   const int64_t used = rows.rows * code_depth(rows.features);
-  const py::ssize_t padded = (rows.rows + kPadding - 1) / kPadding * kPadding + kPadding;
+  const py::ssize_t padded = padded_rows(rows.rows);
   Array<int8_t> digits(used + kPadding);
   Array<float> terms({py::ssize_t(4), padded});
   float* const first = terms.mutable_data();

@@ -117,8 +117,7 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   for (int k = 0; k < features; ++k) largest = std::max(largest, std::abs(double(query[k]) - centre[k]));
   const double unit = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -120, 80)) : 1.0;
   const QuantisedRow q = tier.f32.quantise(query, centre, features, float(unit), qmax, digits);
-  const int padded = (codes.depth + kQueryAlign - 1) / kQueryAlign * kQueryAlign;
-  std::fill(digits + features, digits + padded, int8_t(0));
+  std::fill(digits + features, digits + query_depth(codes.depth), int8_t(0));
   const double length = q.norm + 0x1p-38;  // not zero
   const double factor = framed ? codes.unit / unit : 1 / length;
   Query out = {q.scale * factor, length * factor, q.residual * factor, q.sum, true};

@@ -42,7 +42,9 @@ struct Codes {
   int features, depth;
 };
 
-constexpr int kQueryAlign = 64;  // what a query's digits are padded to with zeros
+// What the digits of a query are padded to with zeros; a kernel reads as far beyond a row.
+constexpr int kQueryAlign = 64;
+constexpr int query_depth(int depth) { return (depth + kQueryAlign - 1) / kQueryAlign * kQueryAlign; }
 
 // Bytes a row of digits takes: whole cache lines where that costs little.
 int code_depth(int features);
@@ -61,7 +63,7 @@ struct Query {
   bool decided;                  // false: the digits say nothing
 };
 
-// Writes the digits, (depth rounded up to kQueryAlign,), with magnitudes up to qmax.
+// Writes the digits, (query_depth(depth),), with magnitudes up to qmax.
 Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const float* query, int qmax, int8_t* digits);
 
 // Between which the score of a row lies, by the product of its digits with the query's (exact_search.h).

@@ -20,12 +20,37 @@ def uninterrupted(lock: threading.Lock, work: Callable[[], T]) -> T:
     The thread that works is the one that holds the lock: whatever befalls the waiting one, nobody else gets in early,
     and a signal handler that calls the index itself waits its turn.
     """
-    if threading.current_thread() is not threading.main_thread():
+
+    def locked() -> T:
         with lock:
             return work()
+
+    return _apart(locked, [])
+
+
+def abandonable(work: Callable[[Callable[[int], None]], T], progress: Callable[[int], None]) -> T:
+    """Return ``work(progress)``; after an interrupt the next call of ``progress`` raises, and then the interrupt is.
+
+    For work that takes long and may be given up. It is not done in the main thread: what a signal handler raises there,
+    native code that asks for signals turns into an error of its own.
+    """
+    interrupts: list[BaseException] = []
+
+    def reach(count: int) -> None:
+        if interrupts:
+            raise InterruptedError("given up")
+        progress(count)
+
+    return _apart(lambda: work(reach), interrupts)
+
+
+def _apart(work: Callable[[], T], interrupts: list[BaseException]) -> T:
+    """Return ``work()``, not done in the main thread, which notes in ``interrupts`` what came while it waited."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
     results: list[T] = []
     failures: list[BaseException] = []
-    interrupts: list[BaseException] = []
+    # Not Thread.join: it takes a thread for ended that a signal handler interrupted it for.
     claim, running = threading.Lock(), threading.Lock()
     running.acquire()
 
@@ -33,9 +58,7 @@ def uninterrupted(lock: threading.Lock, work: Callable[[], T]) -> T:
         if not claim.acquire(blocking=False):
             return
         try:
-            with lock:
-                result = work()
-            results.append(result)
+            results.append(work())
         except BaseException as error:
             failures.append(error)
         running.release()
@@ -54,49 +77,6 @@ def uninterrupted(lock: threading.Lock, work: Callable[[], T]) -> T:
     # Raised from the lists, which forget them: a name here would tie error, traceback and the batch into a cycle.
     if interrupts:
         raise interrupts.pop(0) from (failures.pop() if failures else None)
-    if failures:
-        raise failures.pop()
-    return results.pop()
-
-
-def abandonable(work: Callable[[Callable[[int], None]], T], progress: Callable[[int], None]) -> T:
-    """Return ``work(progress)``; after an interrupt the next call of ``progress`` raises, and then the interrupt is.
-
-    For work that takes long and may be given up. It is not done in the main thread: what a signal handler raises there,
-    native code that asks for signals turns into an error of its own.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return work(progress)
-    results: list[T] = []
-    failures: list[BaseException] = []
-    interrupts: list[BaseException] = []
-    running = threading.Lock()  # Thread.join takes a thread for ended that a signal handler interrupted it for
-    running.acquire()
-
-    def reach(count: int) -> None:
-        if interrupts:
-            raise InterruptedError("given up")
-        progress(count)
-
-    def run() -> None:
-        try:
-            results.append(work(reach))
-        except BaseException as error:
-            failures.append(error)
-        running.release()
-
-    try:
-        _thread.start_new_thread(run, ())
-    except BaseException as error:
-        interrupts.append(error)  # for one that was started after all
-        raise
-    while not (results or failures):
-        try:
-            running.acquire()
-        except BaseException as error:  # noqa: PERF203
-            interrupts.append(error)
-    if interrupts:
-        raise interrupts.pop(0)
     if failures:
         raise failures.pop()
     return results.pop()

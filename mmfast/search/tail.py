@@ -36,7 +36,7 @@ class Tail:
         assert self._image is not None
         assert self._stored is not None
         begin, end = self._count, self._count + len(keys)
-        depth = (len(fresh.digits) - _PADDING) // len(keys) if len(keys) else 0
+        depth = _C.code_depth(stored.shape[1])
         self._keys[begin:end] = keys
         self._stored[begin:end] = stored
         self._image.digits[begin * depth : end * depth] = fresh.digits[: len(keys) * depth]
