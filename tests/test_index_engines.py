@@ -235,6 +235,24 @@ def wait(condition: Any) -> None:
         time.sleep(0.01)
 
 
+def test_nothing_is_built_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = Segment.build, []
+
+    def build(settings: Any, keys: Any, *others: Any) -> Any:
+        sizes.append(len(keys))
+        return real(settings, keys, *others)
+
+    monkeypatch.setattr(Segment, "build", build)
+    index = Index(6)
+    index.build()
+    index.add(range(50), gaussian(50, 6))
+    index.build()
+    index.build()
+    index.remove(3)
+    index.build()
+    assert sizes == [50, 49]
+
+
 def test_an_index_that_is_dropped_stops_building(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "LEAST_ROWS", 100)
     started, dropped = threading.Event(), threading.Event()

@@ -26,6 +26,8 @@ from mmfast.search.tail import Tail
 if TYPE_CHECKING:
     from mmfast.search.index import Index
 
+_log = logging.getLogger("mmfast")
+
 # 10,000 rows of 384 features are searched in some 0.1 ms, as long as a walk takes through many more. A graph is built
 # anew whenever it would grow by a quarter, so that building stays a small multiple of building once.
 LEAST_ROWS = 10_000
@@ -72,7 +74,10 @@ def _take(index: Index) -> _Taken:
 
 
 def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
-    """Build a graph of all rows, while the caller waits."""
+    """Build a graph of all rows, while the caller waits, unless there is one of exactly these."""
+    state = index._state
+    if state.tail is None and (state.main is None or state.main.alive is None):
+        return
     taken = _take(index)
     if len(taken.keys):
         built = abandonable(
@@ -109,9 +114,6 @@ def _still(part: Part | None, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.boo
     if part is None:
         return np.zeros(len(rows), dtype=np.bool_)
     return np.ones(len(rows), dtype=np.bool_) if part.alive is None else part.alive[rows]
-
-
-_log = logging.getLogger("mmfast")
 
 
 class _Abandoned(Exception):
