@@ -67,6 +67,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def positive_integer(text: str) -> int:
+    """Read a count."""
+    return _integer(text, 1, 2**31 - 1)
+
+
+def seed(text: str) -> int:
+    """Read a seed."""
+    return _integer(text, 0, 2**63 - 1)
+
+
+def _integer(text: str, low: int, high: int) -> int:
+    if not text.strip().isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"must be an integer from {low:,} to {high:,}, got {text}")
+    return int(text)
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print one fact a line."""
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        print(f"{name:<{width}}  {fact}")
+
+
 def _check_tier() -> None:
     try:
         _C.cpu_tier()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfast import index_build, index_output
-from mmfast.cli import UserError
+from mmfast.cli import UserError, positive_integer, print_facts
 from mmfast.index_files import check_floating, load, rows_named, unfit
 from mmfast.index_folder import check_existing, open_existing, told
 from mmfast.index_output import Header
@@ -88,31 +88,24 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--upsert", action="store_true", help="replace rows whose keys are held already")
     parser.add_argument(
-        "--batch", type=_positive, default=BATCH, metavar="N", help=f"rows added at a time (default: {BATCH:,})"
+        "--batch", type=positive_integer, default=BATCH, metavar="N", help=f"rows added at a time (default: {BATCH:,})"
     )
 
 
 def _search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queries", type=Path, metavar="QUERIES.npy", help="of shape (N, D), or (D,) for one")
-    parser.add_argument("-k", type=_positive, default=10, help="rows to find for each query (default: 10)")
+    parser.add_argument("-k", type=positive_integer, default=10, help="rows to find for each query (default: 10)")
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument(
         "--recall", type=_share, default=0.95, help="share of the nearest that is to be found (default: 0.95)"
     )
     effort.add_argument("--exact", action="store_true", help="look at all rows")
-    effort.add_argument("--ef", type=_positive, metavar="N", help="candidates kept while walking the graph")
+    effort.add_argument("--ef", type=positive_integer, metavar="N", help="candidates kept while walking the graph")
     parser.add_argument("--where", metavar="CONDITION", help=f'of the metadata, as "{EXAMPLE}"')
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=".npz (arrays keys and distances) or .jsonl (a line for each query)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite the file of --out")
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if not 1 <= number < 2**31:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1 on, got {text}")
-    return number
 
 
 def _share(text: str) -> float:
@@ -225,7 +218,6 @@ def _shortened(document: dict[str, Any] | None) -> str:
 def _info(args: argparse.Namespace) -> int:
     with open_existing(args.folder, read_only=True) as index, told():
         stats, curve, columns = index.stats(), index.recall_curve(), index_output.columns_of(index)
-        engine = index._engine
     facts = {
         "index": str(args.folder),
         "rows": f"{stats['rows']:,} of {index.ndim} features",
@@ -234,7 +226,7 @@ def _info(args: argparse.Namespace) -> int:
         "keys": index.key_kind,
         "metadata": ", ".join(columns) or "none in the first rows",
         "graph": "none" if stats["built"] is None else f"{stats['graph']:,} rows, built {_moment(stats['built'])}",
-        "links": f"connectivity {engine.connectivity}, expansion_add {engine.expansion_add}",
+        "links": f"connectivity {index.connectivity}, expansion_add {index.expansion_add}",
         "memory": index_output.size(stats["bytes"]),
         "version": f"{stats['version']:,}",
     }
@@ -242,7 +234,7 @@ def _info(args: argparse.Namespace) -> int:
         facts["graph"] += f"; {stats['tail']:,} rows since, searched one by one"
     if stats["removed"]:
         facts["removed"] = f"{stats['removed']:,} rows that still take room; mmfast index compact gives it back"
-    index_output.facts(facts)
+    print_facts(facts)
     for k, points in curve.items():
         print(f"\nRecall of the {k} nearest, measured when the graph was built")
         headers = [Header("ef"), Header("recall"), Header("µs a query, in a batch"), Header("alone")]

@@ -28,10 +28,6 @@ def told(before: str = "") -> Iterator[None]:
         raise UserError(f"{before}{where}{error.strerror or error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{before}{error}") from error
-    except RuntimeError as error:  # what USearch makes of Ctrl-C while it builds
-        if "has been terminated" in str(error):
-            raise KeyboardInterrupt from error
-        raise
 
 
 def open_existing(folder: Path, *, read_only: bool) -> DurableIndex:

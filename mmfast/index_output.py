@@ -67,13 +67,6 @@ def _drawn(headers: Sequence[Header], rows: Sequence[Sequence[str]], sections: S
     Console().print(drawn)
 
 
-def facts(lines: dict[str, str]) -> None:
-    """Print one fact a line."""
-    width = max(map(len, lines))
-    for name, fact in lines.items():
-        print(f"{name:<{width}}  {fact}")
-
-
 def size(count: int) -> str:
     """Return a number of bytes in words."""
     for unit, bytes_of_it in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

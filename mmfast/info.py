@@ -13,6 +13,7 @@ import torch
 
 import mmfast
 from mmfast import _C, backends
+from mmfast.cli import print_facts
 
 _CORE = ("torch", "numpy", "usearch")
 _MODULES = {
@@ -40,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
         "triton": _version("triton"),
         **{f"[{extra}]": _extra(needed) for extra, needed in _extras().items() if extra != "triton"},
     }
-    width = max(map(len, facts))
-    for name, fact in facts.items():
-        print(f"{name:<{width}}  {fact}")
+    print_facts(facts)
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.table import Table
 
+from mmfast.cli import positive_integer, seed
 from mmfast.demo import digits, emoji, evaluation, training
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset
@@ -103,19 +104,3 @@ def _load(name: str, cache: Path | None, console: Console) -> Dataset:
     except emoji.EmojiUnavailable as error:
         console.print(f"The emoji cannot be had: {error}. Going on with scikit-learn's digits.", style="yellow")
         return digits.load()
-
-
-def positive_integer(text: str) -> int:
-    """Read a count."""
-    return _integer(text, 1, 2**31 - 1)
-
-
-def seed(text: str) -> int:
-    """Read a seed."""
-    return _integer(text, 0, 2**63 - 1)
-
-
-def _integer(text: str, low: int, high: int) -> int:
-    if not text.strip().isdecimal() or not low <= int(text) <= high:
-        raise argparse.ArgumentTypeError(f"must be an integer from {low:,} to {high:,}, got {text}")
-    return int(text)

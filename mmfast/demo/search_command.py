@@ -17,9 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from mmfast.cli import UserError
+from mmfast.cli import UserError, positive_integer
 from mmfast.demo import sheets
-from mmfast.demo.demo_command import positive_integer
 from mmfast.demo.gallery import Hit, nearest
 from mmfast.demo.models import ProjectionHead
 from mmfast.demo.pictures import UnreadableError, read_picture, to_image

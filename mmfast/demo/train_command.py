@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mmfast.cli import UserError
+from mmfast.cli import UserError, positive_integer, seed
 from mmfast.demo import evaluation, features, manifest, training
-from mmfast.demo.demo_command import MARGIN, positive_integer, recall_table, seed, timing_table
+from mmfast.demo.demo_command import MARGIN, recall_table, timing_table
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset, Pairs
 from mmfast.demo.timing import time_losses
