@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from mmfast import _C
+from mmfast.search.settings import KEY_LIMIT
 
-# Keys are answered as int64 and padded with -1, so they are what int64 holds from 0 on; the largest is kept free.
-KEY_LIMIT = 2**63 - 1
 # Half of sqrt(float32 max): for two such rows neither the inner product nor the squared distance can overflow.
 NORM_LIMIT = 9.2e18
 FEATURE_LIMIT = 65_536  # integer sums of 8-bit products stay below 2**31

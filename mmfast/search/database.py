@@ -146,9 +146,7 @@ class Database:
 
     def alone(self, work: Callable[[sqlite3.Connection], int]) -> int:
         """Return what ``work`` returns for the writer's connection, outside any transaction."""
-        self.check_usable()
-        if self.read_only:
-            raise PermissionError(f"{self.path.parent} was opened with read_only=True; open it without to change it")
+        self.check_writable()
 
         def locked() -> int:
             self.check_usable()
@@ -179,6 +177,12 @@ class Database:
             )
         if self._held.closed:
             raise ValueError(f"{self.path.parent} is closed; open it again")
+
+    def check_writable(self) -> None:
+        """Raise where nothing can be changed."""
+        self.check_usable()
+        if self.read_only:
+            raise PermissionError(f"{self.path.parent} was opened with read_only=True; open it without to change it")
 
     def _connect_reader(self) -> _Connection:
         with translated(self.path):

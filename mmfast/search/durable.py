@@ -1,61 +1,37 @@
-"""The durable index: a folder in which SQLite is the truth, and an index in memory that is derived from it.
+"""The durable index: a folder in which SQLite is the truth (:mod:`mmfast.search.truth`), and what searches it.
 
-Every change is committed first (:mod:`mmfast.search.truth`) and then made in the index that searches; what was
-committed but not made, because the process ended in between, is caught up from the log of changes. A file of that
-index, ``snapshot.index``, is written to the same folder whenever a graph was built: it is mapped on opening and brought
-up to date, and where it is missing, damaged or too old, built anew.
+Every change is committed first, and then made in the index in memory (:mod:`mmfast.search.following`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import os
-import secrets
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search import arrays, folding, storage
+from mmfast.search import arrays, storage
 from mmfast.search.conditions import Condition
+from mmfast.search.following import SNAPSHOT, Following
 from mmfast.search.interrupts import uninterrupted
-from mmfast.search.progress import Bar
 from mmfast.search.results import RangeResult, SearchResult
-from mmfast.search.settings import Settings, as_int, check_choice
-from mmfast.search.snapshot import pack_state, unpack_state
-from mmfast.search.state import Part, State
-from mmfast.search.tail import Tail
+from mmfast.search.settings import Settings, check_choice, check_key
 from mmfast.search.truth import Truth
 from mmfast.search.tuning import Point
 
 if TYPE_CHECKING:
-    from mmfast.search.index import Index
+    pass
 
-SNAPSHOT = "snapshot.index"
-_MISSING = "is missing"
-_ATTEMPTS = 10
-# What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-_log = logging.getLogger("mmfast")
+
 _DEFAULTS: dict[str, Any] = {"metric": "cos", "dtype": "bf16", "connectivity": 16, "expansion_add": 128}
 
 
-class _Start(NamedTuple):
-    """What an engine can begin with."""
-
-    state: State
-    tail: Tail
-    version: int
-
-
-class DurableIndex:
+class DurableIndex(Following):
     """An index in a folder, as :meth:`mmfast.Index.open` returns it: what a call acknowledged survives.
 
     It has the methods of :class:`mmfast.Index`, under the same names and with the same arguments. Beyond them:
@@ -79,28 +55,6 @@ class DurableIndex:
     ...         films.search(np.array([1.0, 0.1]), 1, where=mmfast.col("year") > 2000).keys.tolist()
     ['Up']
     """
-
-    def __init__(self, truth: Truth, folder: Path, *, read_only: bool, progress: bool) -> None:
-        from mmfast.search.index import Index
-
-        self._made_with = {name: truth.settings[name] for name in ("ndim", *_DEFAULTS)}
-        self._truth, self._folder, self.read_only, self._progress = truth, folder, read_only, progress
-        self._process = os.getpid()
-        self._engine: Index = Index(**self._made_with)
-        self._engine._folder = _Folder(self)
-        self._lock = threading.Lock()  # from before a commit until the engine has it
-        self._saving = threading.RLock()  # while a snapshot is written
-        self._version = 0  # that the engine is at
-        self._behind = False  # a commit did not get as far as the engine
-        self._snapshot: tuple[int, ...] | None = None  # the file that was last looked at
-        self._names: npt.NDArray[Any] | None = None  # (ids,) where keys are strings; never takes a name back
-        self._names_known = self.key_kind == "int"  # those of all ids that a search can find
-        if not read_only:
-            storage.remove_leftovers(folder)
-        # Readers wait for the writer's graph, and search exactly until then.
-        if not self._load() and not read_only and len(self._engine) > folding.LEAST_ROWS:
-            _log.warning("%s: building the graph of %s rows", folder, f"{len(self._engine):,}")
-            self._build_after_loading()
 
     @classmethod
     def open(
@@ -133,183 +87,6 @@ class DurableIndex:
             truth.close()
             raise
 
-    def _load(self) -> bool:
-        """Bring the engine to the truth's version: True if the snapshot was of use, False if all rows were read."""
-        path = self._folder / SNAPSHOT
-        for _ in range(_ATTEMPTS):  # a writer that compacts forgets what a reader is reading
-            while (why := self._take_snapshot()) is not None and _identity(path) != self._snapshot:
-                pass  # it was replaced meanwhile
-            if why is None:
-                return True
-            if why != _MISSING:
-                _log.warning("%s %s: reading all rows", path, why)
-            version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
-            tail, main = Tail(self._engine._settings), None
-            with bar:
-                for ids, _, stored in self._truth.rows():
-                    main = Part(tail.append(ids, stored, torch.get_num_threads()))
-                    bar.advance(len(ids))
-            if self._catch_up(_Start(State(None, main), tail, version)):  # with what was committed meanwhile
-                return False
-        raise RuntimeError(f"{self._folder} changes faster than it can be read; open it again")
-
-    def _take_snapshot(self) -> str | None:
-        """Take over the snapshot's state and bring it up to date, or say in words why not."""
-        path = self._folder / SNAPSHOT
-        self._snapshot = _identity(path)
-        try:
-            meta, sections = storage.unpack(storage.map_file(str(path)), str(path))
-            if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
-                return "belongs to another index"
-            if meta["name"] not in self._truth.snapshots():
-                return "is of another past than the index, which was restored from a copy"
-            start = _Start(*unpack_state(self._engine._settings, sections), int(meta["version"]))
-        except FileNotFoundError:
-            return _MISSING
-        except _UNREADABLE as error:
-            return f"cannot be used ({type(error).__name__}: {error})"
-        return None if self._catch_up(start) else "is too old to be brought up to date"
-
-    def _build_after_loading(self) -> None:
-        """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
-        self._fold()
-        try:
-            self._save_snapshot()
-        except OSError as error:
-            _log.warning("%s cannot be written (%s): the graph is built anew at the next opening", SNAPSHOT, error)
-
-    def _described(self) -> dict[str, Any]:
-        return dataclasses.asdict(self._engine._settings)
-
-    def _catch_up(self, start: _Start | None = None) -> bool:
-        """Make in the engine what was committed beyond its version; False where that cannot be told any more.
-
-        With ``start`` that takes the place of what the engine has, once it is up to date.
-        """
-        from mmfast.search.index import Index
-
-        if start is not None and start.version > self._version and self._names is not None:
-            self._read_names()
-        changes = self._truth.changes(self._version if start is None else start.version)
-        if changes is None:
-            return False
-        self._name(changes.ids, changes.keys)
-        engine = self._engine
-        if start is not None:
-            engine = Index(**self._made_with)
-            engine._state, engine._tail = start.state, start.tail
-        with engine._lock:
-            if engine._state.tail:  # what an error kept from becoming part of the state is no part of the tail
-                engine._tail._count = len(engine._state.tail.segment)
-            state = engine._appended(changes.ids, changes.stored, torch.get_num_threads())
-            state = state.without(changes.removed_ids)
-            if start is None:
-                engine._state = state
-        if start is not None:
-            with self._engine._lock:
-                self._engine._tail, self._engine._state = engine._tail, state
-        self._version = changes.version
-        return True
-
-    def _afterwards(self, version: int, apply: Callable[[], None]) -> None:
-        """Make in the engine what was committed as ``version``, by ``apply`` if nothing else is missing.
-
-        It is committed: an error here must not look as if it were not. The next call tries again.
-        """
-        if version == self._version:
-            return
-        try:
-            if version == self._version + 1:
-                apply()
-                self._version = version
-            else:
-                self._follow()
-        except Exception:
-            self._behind = True
-            _log.exception("%s: version %s is committed, but not yet found by searches", self._folder, version)
-
-    def _refresh(self) -> None:
-        """See what others have committed; a writer has nobody else to wait for."""
-        self._truth.check_usable()
-        lags = self._behind
-        if self.read_only:
-            lags = self._truth.version != self._version or self._has_new_snapshot()
-        if lags:
-            uninterrupted(self._lock, self._follow)
-
-    def _follow(self) -> None:
-        """Bring the engine up to date; the caller holds the lock."""
-        if not self._catch_up():
-            self._load()
-        elif self.read_only and self._has_new_snapshot():
-            self._take_snapshot()
-        self._behind = False
-
-    def _has_new_snapshot(self) -> bool:
-        return folding.is_due(self._engine._state) and _identity(self._folder / SNAPSHOT) != self._snapshot
-
-    def _save_snapshot(self) -> int:
-        """Write the engine's present state, unless this is a reader, and return its version."""
-        if self.read_only:
-            return self._version
-        with self._saving:
-            self._truth.check_usable()
-            state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
-            name, (present, before) = secrets.token_hex(16), self._present_snapshot()
-            # The database knows its snapshots by name: one restored from a copy has seen other changes since, under
-            # the same versions.
-            self._truth.note_snapshots([present, name])
-            meta = {
-                "settings": self._described(), "identity": self._truth.identity, "name": name, "version": version
-            }  # fmt: skip
-            storage.write_atomically(self._folder / SNAPSHOT, storage.pack(meta, pack_state(state)))
-            # Readers may still be at the one before.
-            self._truth.trim(min(before, version))
-        return version
-
-    def _present_snapshot(self) -> tuple[str, int]:
-        """Return name and version of the snapshot in the folder."""
-        try:
-            meta, _ = storage.unpack(storage.map_file(str(self._folder / SNAPSHOT)), SNAPSHOT)
-            return str(meta["name"]), max(int(meta["version"]), 0)
-        except _UNREADABLE:
-            return "", 0
-
-    # Keys and ids
-
-    def _name(self, ids: npt.NDArray[np.int64], keys: Any) -> None:
-        """Remember the keys of new ids, where they are strings: before the engine has them, and for good."""
-        if self._names is not None:
-            self._names = _with_names(self._names, ids, keys)
-
-    def _read_names(self) -> None:
-        """Read the keys of all ids that are held."""
-        names = np.full(0, None, dtype=object) if self._names is None else self._names
-        for ids, keys in self._truth.names():
-            names = _with_names(names, ids, keys)
-        self._names = names
-
-    def _know_names(self) -> None:
-        """See to it that all ids in the engine have their names, where keys are strings."""
-
-        def work() -> None:
-            if not self._names_known:
-                self._read_names()
-                self._follow()  # what was removed before it was read is to be found no more
-                self._names_known = True
-
-        if not self._names_known:
-            uninterrupted(self._lock, work)
-
-    def _keys_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return the keys of ids, where -1 is none."""
-        if self._names is None:
-            return ids
-        keys = np.full(ids.shape, None, dtype=object)
-        found = ids >= 0
-        keys[found] = self._names[ids[found]]
-        return keys
-
     def _where(self, where: object) -> object:
         """Return what the engine's ``where`` takes."""
         if isinstance(where, Condition):
@@ -328,26 +105,6 @@ class DurableIndex:
 
     # What a user calls
 
-    @property
-    def key_kind(self) -> str:
-        """Return "int" or "str"."""
-        return str(self._truth.settings["key_kind"])
-
-    @property
-    def ndim(self) -> int:
-        """Return the number of features of a vector."""
-        return self._engine.ndim
-
-    @property
-    def metric(self) -> str:
-        """Return "cos", "ip" or "l2sq"."""
-        return self._engine.metric
-
-    @property
-    def dtype(self) -> str:
-        """Return the storage dtype."""
-        return self._engine.dtype
-
     def add(self, keys: object, vectors: object, metadata: object = None) -> None:
         """Add rows as :meth:`mmfast.Index.add` does; once it returns they survive whatever becomes of the process.
 
@@ -361,9 +118,7 @@ class DurableIndex:
         self._put(keys, vectors, metadata, replace=True)
 
     def _put(self, keys: object, vectors: object, metadata: object, *, replace: bool) -> None:
-        self._truth.check_usable()
-        if self.read_only:
-            raise self._refused()
+        self._truth.check_writable()
         checked = self._truth.check_keys(keys)
         matrix, _ = arrays.check_rows("vectors", vectors, self.ndim)
         if len(checked) != len(matrix):
@@ -386,14 +141,9 @@ class DurableIndex:
         uninterrupted(self._lock, work)
         self._engine._fold_in_background(threads)
 
-    def _refused(self) -> PermissionError:
-        return PermissionError(f"{self._folder} was opened with read_only=True; open it without to change it")
-
     def remove(self, keys: object) -> int:
         """Remove rows and their metadata, as :meth:`mmfast.Index.remove` does; once it returns they stay removed."""
-        self._truth.check_usable()
-        if self.read_only:
-            raise self._refused()
+        self._truth.check_writable()
         checked = self._truth.check_keys(keys)
 
         def work() -> None:
@@ -440,9 +190,7 @@ class DurableIndex:
 
     def update_metadata(self, keys: object, metadata: object, *, replace: bool = False) -> None:
         """Merge a dict into the metadata of each key, as ``dict.update`` does, or put it in its place."""
-        self._truth.check_usable()
-        if self.read_only:
-            raise self._refused()
+        self._truth.check_writable()
         given = [metadata] if isinstance(metadata, Mapping) else metadata
 
         def work() -> None:
@@ -456,15 +204,10 @@ class DurableIndex:
         self._fold()
         self._save_snapshot()
 
-    def _fold(self) -> None:
-        with Bar("building the graph", len(self._engine), self._progress) as bar, self._engine._folder.turn():
-            folding.fold(self._engine, torch.get_num_threads(), bar.reach)
-
     def compact(self) -> None:
         """Build the graph anew, and give the space of what was removed back to the disk."""
+        self._truth.check_writable()
         self._refresh()
-        if self.read_only:
-            raise self._refused()
         self._fold()
         self._truth.trim(self._save_snapshot())
         self._truth.compact()
@@ -541,11 +284,8 @@ class DurableIndex:
     def __contains__(self, key: object) -> bool:
         """Tell whether the index holds ``key``."""
         if self.key_kind == "int":
-            try:
-                key = as_int(key)
-            except TypeError:
-                raise TypeError(f"a key is an int, got {key!r} ({type(key).__name__})") from None
-            if not 0 <= key < arrays.KEY_LIMIT:
+            key = check_key(key)
+            if key is None:
                 return False
         return key in self._truth
 
@@ -576,49 +316,5 @@ class DurableIndex:
         self.close()
 
 
-class _Folder(folding.Folder):
-    """Folds the engine of a durable index and writes its snapshot; readers take the writer's."""
-
-    def __init__(self, owner: DurableIndex) -> None:
-        super().__init__()
-        self._owner = weakref.ref(owner)
-
-    def start(self, index: Index, threads: int) -> None:
-        owner = self._owner()
-        if owner is not None and not owner.read_only:
-            super().start(index, threads)
-
-    def folded(self) -> None:
-        owner = self._owner()
-        if owner is None or self.is_stopped():
-            return
-        try:
-            owner._save_snapshot()
-        except Exception:
-            _log.exception("%s cannot be written; the one before stays", owner._folder / SNAPSHOT)
-
-
 def _reopen(folder: str) -> DurableIndex:
     return DurableIndex.open(folder, {}, key_kind=None, read_only=True, indexed_columns=(), progress=False)
-
-
-def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) -> npt.NDArray[Any]:
-    """Write keys at their ids, in place or where there is no room into a larger array."""
-    if not len(ids):
-        return names
-    top = int(ids.max()) + 1
-    if top > len(names):
-        grown = np.full(max(top, 2 * len(names)), None, dtype=object)
-        grown[: len(names)] = names
-        names = grown
-    names[ids] = keys
-    return names
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """Tell one file of a name from the next."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,9 +1,9 @@
 """The nearest-neighbour index: two engines over the same rows, behind checks and a file that can be trusted.
 
 Each method checks its arguments first (:mod:`mmfast.search.arrays`). What an index holds is a state that never changes
-(:mod:`mmfast.search.state`): a search takes the present one and needs no lock. Whoever adds or removes makes the next
-one, one at a time, and Ctrl-C waits until that is done (:mod:`mmfast.search.interrupts`). New rows are searched exactly
-until :mod:`mmfast.search.folding` has built a graph of them.
+(:mod:`mmfast.search.state`), which :mod:`mmfast.search.searchable` searches without a lock. Whoever adds or removes
+makes the next one, one at a time, and Ctrl-C waits until that is done (:mod:`mmfast.search.interrupts`). New rows are
+searched exactly until :mod:`mmfast.search.folding` has built a graph of them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search import arrays, folding, searching, storage
+from mmfast.search import arrays, folding, storage
 from mmfast.search.foreign import read_usearch
 from mmfast.search.interrupts import uninterrupted
-from mmfast.search.results import RangeResult, SearchResult
-from mmfast.search.settings import Settings, as_int, check_fraction, check_int, check_radius
+from mmfast.search.searchable import Searchable
+from mmfast.search.settings import Settings
 from mmfast.search.snapshot import pack_state, unpack_state
 from mmfast.search.state import Part, State
 from mmfast.search.tail import Tail
-from mmfast.search.tuning import Point
 
 if TYPE_CHECKING:
     from mmfast.search.durable import DurableIndex
 
 
-class Index:
+class Index(Searchable):
     r"""Find nearest neighbours among vectors held under integer keys: exactly, or nearly all of them in less time.
 
     The distance between a query q and a row x is, by metric:
@@ -96,31 +95,6 @@ class Index:
         self._tail = Tail(self._settings)
         self._folder = folding.Folder()
 
-    @property
-    def ndim(self) -> int:
-        """Return the number of features of a vector."""
-        return self._settings.ndim
-
-    @property
-    def metric(self) -> str:
-        """Return "cos", "ip" or "l2sq"."""
-        return self._settings.metric
-
-    @property
-    def dtype(self) -> str:
-        """Return the storage dtype: "bf16", "f32", "f16" or "i8"."""
-        return self._settings.dtype
-
-    @property
-    def connectivity(self) -> int:
-        """Return the links of a row in the graph."""
-        return self._settings.connectivity
-
-    @property
-    def expansion_add(self) -> int:
-        """Return the candidates kept while the graph is built."""
-        return self._settings.expansion_add
-
     def add(self, keys: object, vectors: object) -> None:
         """Add a copy of each vector under its key: all of them, or after an error none.
 
@@ -179,8 +153,7 @@ class Index:
         stored = arrays.encode("vectors", matrix, self._settings.metric, self._settings.dtype, threads)
 
         def work() -> None:
-            held = self._state.held(checked)
-            if held.any() and not replace:
+            if not replace and (held := self._state.held(checked)).any():
                 raise ValueError(
                     f"keys must be new, but the index already holds {arrays.examples(checked[held])}; "
                     "remove them first, or use upsert"
@@ -206,136 +179,6 @@ class Index:
         if alive is not None:
             alive = np.append(alive, np.ones(len(keys), dtype=np.bool_))
         return State(state.main, Part(self._tail.append(keys, stored, threads), alive))  # last: after it nothing fails
-
-    def search(
-        self,
-        queries: object,
-        k: int,
-        *,
-        recall: float = 0.95,
-        exact: bool = False,
-        ef: int | None = None,
-        where: object = None,
-    ) -> SearchResult:
-        """Find the ``k`` nearest rows of each query, nearest first.
-
-        Parameters
-        ----------
-        queries : numpy.ndarray or torch.Tensor of floating point, shape (N, ndim), or (ndim,) for one
-            As the vectors of :meth:`add`. They are not rounded to the storage dtype.
-        k : int
-            At least 1; it may exceed the number of rows.
-        recall : float, default 0.95
-            The share of the k nearest that is to be found on average, above 0 and at most 1. When its graph was built,
-            the index measured with rows like its own which effort reaches which recall (:meth:`recall_curve`). Queries
-            of another kind than the rows may reach less: :meth:`tune` measures with them.
-        exact : bool, default False
-            Whether to look at all rows. The engine for few rows, for small shares of them and for ``recall=1``.
-        ef : int, optional
-            Candidates kept while walking the graph, in place of what ``recall`` asks for.
-        where : array or tensor of bool, or set, sequence, array or tensor of int, optional
-            The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed. As many
-            of them as there are, up to k, are found.
-
-        Returns
-        -------
-        SearchResult
-            ``keys`` and ``distances``, of shape (N, k), or (k,) for one query.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :meth:`add` does for vectors, or if another argument is none of the above.
-
-        Examples
-        --------
-        >>> import mmfast, numpy as np
-        >>> index = mmfast.Index(2)
-        >>> index.add([0, 1, 2], np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
-        >>> keys, distances = index.search(np.array([[0.0, 5.0]]), k=2)
-        >>> keys
-        array([[1, 2]])
-        >>> index.search(np.array([[0.0, 5.0]]), k=2, where=[0, 2]).keys
-        array([[2, 0]])
-        """
-        k = check_int("k", k, 1, 2**31 - 1)
-        if ef is not None:
-            ef = check_int("ef", ef, 1, 2**31 - 1)
-        if not isinstance(exact, bool):
-            raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
-        options = searching.Options(check_fraction("recall", recall), exact, ef)
-        asked, single, threads = self._queries(queries)
-        keys, distances = searching.nearest(self._state, asked, k, options, _filter(where), threads)
-        return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)
-
-    def range_search(self, queries: object, radius: float, *, where: object = None) -> RangeResult:
-        """Find all rows within a distance of each query, exactly, nearest first.
-
-        Parameters
-        ----------
-        queries, where
-            As for :meth:`search`.
-        radius : float
-            The largest distance, in the unit of the metric: for "l2sq" a squared one.
-
-        Returns
-        -------
-        RangeResult
-            ``offsets`` (N + 1,), and flat ``keys`` and ``distances``; for one query N is 1.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :meth:`search` does, or if the radius is not a finite number.
-
-        Examples
-        --------
-        >>> import mmfast, numpy as np
-        >>> index = mmfast.Index(2, "l2sq", "f32")
-        >>> index.add([0, 1, 2], np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 3.0]]))
-        >>> index.range_search(np.array([[0.0, 0.0], [9.0, 9.0]]), radius=1.0)
-        RangeResult(offsets=array([0, 2, 2]), keys=array([0, 1]), distances=array([1., 1.], dtype=float32))
-        """
-        radius = check_radius(radius)
-        asked, _, threads = self._queries(queries)
-        return searching.within(self._state, asked, radius, _filter(where), threads)
-
-    def _queries(self, queries: object) -> tuple[npt.NDArray[np.float32], bool, int]:
-        threads = torch.get_num_threads()
-        matrix, single = arrays.check_rows("queries", queries, self._settings.ndim)
-        return arrays.as_queries(matrix, self._settings.metric, threads), single, threads
-
-    def get(self, keys: object) -> npt.NDArray[np.float32]:
-        """Return the vectors of keys, as they are stored: rounded, under "cos" scaled to unit length.
-
-        Parameters
-        ----------
-        keys : int, or sequence, array or tensor of integers, shape (N,)
-
-        Returns
-        -------
-        numpy.ndarray of float32, shape (N, ndim)
-
-        Raises
-        ------
-        KeyError
-            If the index does not hold one of them.
-        TypeError, ValueError
-            If keys are not integers, are out of range or are repeated.
-
-        Examples
-        --------
-        See :meth:`upsert`.
-        """
-        checked = arrays.check_keys(keys)
-        state = self._state
-        self._check_held(state, checked, "nothing returned")
-        found = np.empty((len(checked), self.ndim), dtype=np.float32)
-        for part in state.parts():
-            rows = part.locate(checked)
-            here = rows >= 0
-            found[here] = arrays.widen(part.segment.stored[rows[here]], self.dtype)
-        return found
 
     def remove(self, keys: object) -> int:
         """Remove keys and their vectors: all of them, or after an error none.
@@ -378,12 +221,6 @@ class Index:
         self._fold_in_background(torch.get_num_threads())
         return len(checked)
 
-    @staticmethod
-    def _check_held(state: State, keys: npt.NDArray[np.int64], consequence: str) -> None:
-        held = state.held(keys)
-        if not held.all():
-            raise KeyError(f"the index does not hold the keys {arrays.examples(keys[~held])}; {consequence}")
-
     def build(self) -> None:
         """Build a graph of all rows now, and measure it; searches go on meanwhile.
 
@@ -406,102 +243,6 @@ class Index:
     def _fold_in_background(self, threads: int) -> None:
         if folding.is_due(self._state):
             self._folder.start(self, threads)
-
-    def tune(self, queries: object) -> None:
-        """Measure what recall the graph reaches for queries like those given, and go by that from now on.
-
-        Parameters
-        ----------
-        queries : numpy.ndarray or torch.Tensor of floating point, shape (N, ndim)
-            Some hundred of the kind that will be asked. What was measured lasts until the next graph is built.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :meth:`search` does; if there are none.
-
-        Examples
-        --------
-        >>> import mmfast, numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> index = mmfast.Index(4)
-        >>> index.add(range(3000), rng.standard_normal((3000, 4)))
-        >>> index.build()
-        >>> index.tune(rng.standard_normal((100, 4)))
-        >>> len(index.recall_curve()[10]) > 0
-        True
-        """
-        asked, _, threads = self._queries(queries)
-        if not len(asked):
-            raise ValueError(f"queries must be some, got shape {tuple(asked.shape)}")
-        main = self._state.main
-        if main is not None and main.segment.links is not None:
-            main.segment.measure(asked, main.alive, threads)
-
-    def recall_curve(self) -> dict[int, list[Point]]:
-        """Return what was measured of the graph: by k, tuples of ``ef``, ``recall`` and the seconds that a query takes.
-
-        ``batch_seconds`` is for a query among many, ``single_seconds`` for one alone. Empty where there is no graph.
-
-        Examples
-        --------
-        See :meth:`tune`.
-        """
-        main = self._state.main
-        curve = main.segment.curve if main else None
-        return dict(curve.points) if curve else {}
-
-    def stats(self) -> dict[str, Any]:
-        """Return in numbers what the index holds.
-
-        Returns
-        -------
-        dict
-            ``rows``; ``graph``, the rows in the graph; ``tail``, those added since; ``removed``, those that still take
-            room; ``bytes`` in memory; ``recall``, the highest measured at k = 10, or None; ``built``, when the graph
-            was, in seconds since the epoch, or None.
-
-        Examples
-        --------
-        >>> import mmfast
-        >>> mmfast.Index(4).stats()
-        {'rows': 0, 'graph': 0, 'tail': 0, 'removed': 0, 'bytes': 0, 'recall': None, 'built': None}
-        """
-        state = self._state
-        main = state.main.segment if state.main else None
-        curve = self.recall_curve()
-        return {
-            "rows": state.size(),
-            "graph": state.main.size() if state.main and main and main.links else 0,
-            "tail": state.tail.size() if state.tail else 0,
-            "removed": sum(len(part.segment) - part.size() for part in state.parts()),
-            "bytes": sum(part.segment.bytes() for part in state.parts()),
-            "recall": max((point[1] for point in curve[10]), default=None) if curve else None,
-            "built": main.built if main else None,
-        }
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return self._state.size()
-
-    def __contains__(self, key: object) -> bool:
-        """Tell whether the index holds the integer ``key``."""
-        try:
-            number = as_int(key)
-        except TypeError:
-            raise TypeError(f"a key is an int, got {key!r} ({type(key).__name__})") from None
-        return 0 <= number < arrays.KEY_LIMIT and bool(self._state.held(np.array([number], dtype=np.int64))[0])
-
-    def keys(self) -> npt.NDArray[np.int64]:
-        """Return all keys, in no particular order.
-
-        Examples
-        --------
-        >>> import mmfast
-        >>> mmfast.Index(4).keys()
-        array([], dtype=int64)
-        """
-        return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
 
     @classmethod
     def open(
@@ -678,13 +419,3 @@ class Index:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise storage.unreadable(source, error) from error
         return index
-
-
-def _filter(where: object) -> searching.Filter | None:
-    """Return what ``where`` allows."""
-    if where is None:
-        return None
-    if isinstance(where, (np.ndarray, torch.Tensor)) and where.dtype in (np.bool_, torch.bool):
-        return searching.Filter(mask=arrays.check_mask("where", where, len(where) if where.ndim else 0))
-    listed = list(where) if isinstance(where, (set, frozenset)) else where
-    return searching.Filter(keys=arrays.check_keys(listed, "where"))

@@ -12,6 +12,8 @@ import torch
 
 METRICS = ("cos", "ip", "l2sq")
 DTYPES = ("bf16", "f32", "f16", "i8")
+# Keys are answered as int64 and padded with -1, so they are what int64 holds from 0 on; the largest is kept free.
+KEY_LIMIT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,37 @@ class Settings:
         }
         for name, (low, high) in bounds.items():
             object.__setattr__(self, name, check_int(name, getattr(self, name), low, high))
+
+
+class Made:
+    """What was made with settings, which it answers under their names."""
+
+    _settings: Settings
+
+    @property
+    def ndim(self) -> int:
+        """Return the number of features of a vector."""
+        return self._settings.ndim
+
+    @property
+    def metric(self) -> str:
+        """Return "cos", "ip" or "l2sq"."""
+        return self._settings.metric
+
+    @property
+    def dtype(self) -> str:
+        """Return the storage dtype: "bf16", "f32", "f16" or "i8"."""
+        return self._settings.dtype
+
+    @property
+    def connectivity(self) -> int:
+        """Return the links of a row in the graph."""
+        return self._settings.connectivity
+
+    @property
+    def expansion_add(self) -> int:
+        """Return the candidates kept while the graph is built."""
+        return self._settings.expansion_add
 
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
@@ -86,3 +119,12 @@ def _as_float(name: str, value: object) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating, np.integer)):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     return float(value)
+
+
+def check_key(value: object) -> int | None:
+    """Return ``value`` as a key, or None for an integer that no key can be."""
+    try:
+        number = as_int(value)
+    except TypeError:
+        raise TypeError(f"a key is an int, got {value!r} ({type(value).__name__})") from None
+    return number if 0 <= number < KEY_LIMIT else None

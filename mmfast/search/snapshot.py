@@ -13,10 +13,9 @@ import numpy.typing as npt
 import torch
 
 from mmfast import _C
-from mmfast.search.arrays import KEY_LIMIT
 from mmfast.search.graph import Links
 from mmfast.search.segment import Image, Segment
-from mmfast.search.settings import Settings
+from mmfast.search.settings import KEY_LIMIT, Settings
 from mmfast.search.state import Part, State
 from mmfast.search.storage import Bytes
 from mmfast.search.tail import Tail

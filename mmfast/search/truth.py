@@ -197,6 +197,10 @@ class Truth(Reading):
 
         return self._database.write(work)
 
+    def check_writable(self) -> None:
+        """Raise as :meth:`check_usable` does, and PermissionError where the folder was opened read-only."""
+        self._database.check_writable()
+
     def note_snapshots(self, names: Sequence[str]) -> None:
         """Keep the names of snapshots made, or about to be made, of this database; others are forgotten."""
 

@@ -1,0 +1,300 @@
+"""An index in memory that follows a database: what was committed is made in it, or caught up from the log of changes.
+
+A file of that index, ``snapshot.index``, is written to the database's folder whenever a graph was built: it is mapped
+on opening and brought up to date, and where it is missing, damaged or too old, all rows are read. A writer makes each
+of its commits at once, a reader looks for those of others at each call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mmfast.search import folding, storage
+from mmfast.search.interrupts import uninterrupted
+from mmfast.search.progress import Bar
+from mmfast.search.settings import Made, Settings
+from mmfast.search.snapshot import pack_state, unpack_state
+from mmfast.search.state import Part, State
+from mmfast.search.tail import Tail
+from mmfast.search.truth import Truth
+
+if TYPE_CHECKING:
+    from mmfast.search.index import Index
+
+SNAPSHOT = "snapshot.index"
+_MISSING = "is missing"
+_ATTEMPTS = 10
+# What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_log = logging.getLogger("mmfast")
+
+
+class _Start(NamedTuple):
+    """What an engine can begin with."""
+
+    state: State
+    tail: Tail
+    version: int
+
+
+class Following(Made):
+    """The engine that searches, at the version of the truth."""
+
+    def __init__(self, truth: Truth, folder: Path, *, read_only: bool, progress: bool) -> None:
+        from mmfast.search.index import Index
+
+        self._settings = Settings(**{field.name: truth.settings[field.name] for field in dataclasses.fields(Settings)})
+        self._truth, self._folder, self.read_only, self._progress = truth, folder, read_only, progress
+        self._process = os.getpid()
+        self._engine: Index = Index(**self._described())
+        self._engine._folder = _Folder(self)
+        self._lock = threading.Lock()  # from before a commit until the engine has it
+        self._saving = threading.RLock()  # while a snapshot is written
+        self._version = 0  # that the engine is at
+        self._behind = False  # a commit did not get as far as the engine
+        self._snapshot: tuple[int, ...] | None = None  # the file that was last looked at
+        self._named = "", 0  # name and version of the snapshot in the folder, if it is of this database
+        self._names: npt.NDArray[Any] | None = None  # (ids,) where keys are strings; never takes a name back
+        self._names_known = self.key_kind == "int"  # those of all ids that a search can find
+        if not read_only:
+            storage.remove_leftovers(folder)
+        # Readers wait for the writer's graph, and search exactly until then.
+        if not self._load() and not read_only and len(self._engine) > folding.LEAST_ROWS:
+            _log.warning("%s: building the graph of %s rows", folder, f"{len(self._engine):,}")
+            self._build_after_loading()
+
+    @property
+    def key_kind(self) -> str:
+        """Return "int" or "str"."""
+        return str(self._truth.settings["key_kind"])
+
+    def _load(self) -> bool:
+        """Bring the engine to the truth's version: True if the snapshot was of use, False if all rows were read."""
+        path = self._folder / SNAPSHOT
+        for _ in range(_ATTEMPTS):  # a writer that compacts forgets what a reader is reading
+            while (why := self._take_snapshot()) is not None and _identity(path) != self._snapshot:
+                pass  # it was replaced meanwhile
+            if why is None:
+                return True
+            if why != _MISSING:
+                _log.warning("%s %s: reading all rows", path, why)
+            version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
+            tail, main = Tail(self._settings), None
+            with bar:
+                for ids, _, stored in self._truth.rows():
+                    main = Part(tail.append(ids, stored, torch.get_num_threads()))
+                    bar.advance(len(ids))
+            if self._catch_up(_Start(State(None, main), tail, version)):  # with what was committed meanwhile
+                return False
+        raise RuntimeError(f"{self._folder} changes faster than it can be read; open it again")
+
+    def _take_snapshot(self) -> str | None:
+        """Take over the snapshot's state and bring it up to date, or say in words why not."""
+        path = self._folder / SNAPSHOT
+        self._snapshot = _identity(path)
+        try:
+            meta, sections = storage.unpack(storage.map_file(str(path)), str(path))
+            if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
+                return "belongs to another index"
+            if meta["name"] not in self._truth.snapshots():
+                return "is of another past than the index, which was restored from a copy"
+            self._named = str(meta["name"]), max(int(meta["version"]), 0)
+            start = _Start(*unpack_state(self._settings, sections), int(meta["version"]))
+        except FileNotFoundError:
+            return _MISSING
+        except _UNREADABLE as error:
+            return f"cannot be used ({type(error).__name__}: {error})"
+        return None if self._catch_up(start) else "is too old to be brought up to date"
+
+    def _build_after_loading(self) -> None:
+        """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
+        self._fold()
+        try:
+            self._save_snapshot()
+        except OSError as error:
+            _log.warning("%s cannot be written (%s): the graph is built anew at the next opening", SNAPSHOT, error)
+
+    def _described(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._settings)
+
+    def _catch_up(self, start: _Start | None = None) -> bool:
+        """Make in the engine what was committed beyond its version; False where that cannot be told any more.
+
+        With ``start`` that takes the place of what the engine has, once it is up to date.
+        """
+        from mmfast.search.index import Index
+
+        if start is not None and start.version > self._version and self._names is not None:
+            self._read_names()
+        changes = self._truth.changes(self._version if start is None else start.version)
+        if changes is None:
+            return False
+        self._name(changes.ids, changes.keys)
+        engine = self._engine
+        if start is not None:
+            engine = Index(**self._described())
+            engine._state, engine._tail = start.state, start.tail
+        with engine._lock:
+            if engine._state.tail:  # what an error kept from becoming part of the state is no part of the tail
+                engine._tail._count = len(engine._state.tail.segment)
+            state = engine._appended(changes.ids, changes.stored, torch.get_num_threads())
+            state = state.without(changes.removed_ids)
+            if start is None:
+                engine._state = state
+        if start is not None:
+            with self._engine._lock:
+                self._engine._tail, self._engine._state = engine._tail, state
+        self._version = changes.version
+        return True
+
+    def _afterwards(self, version: int, apply: Callable[[], None]) -> None:
+        """Make in the engine what was committed as ``version``, by ``apply`` if nothing else is missing.
+
+        It is committed: an error here must not look as if it were not. The next call tries again.
+        """
+        if version == self._version:
+            return
+        try:
+            if version == self._version + 1:
+                apply()
+                self._version = version
+            else:
+                self._follow()
+        except Exception:
+            self._behind = True
+            _log.exception("%s: version %s is committed, but not yet found by searches", self._folder, version)
+
+    def _refresh(self) -> None:
+        """See what others have committed; a writer has nobody else to wait for."""
+        self._truth.check_usable()
+        lags = self._behind
+        if self.read_only:
+            lags = self._truth.version != self._version or self._has_new_snapshot()
+        if lags:
+            uninterrupted(self._lock, self._follow)
+
+    def _follow(self) -> None:
+        """Bring the engine up to date; the caller holds the lock."""
+        if not self._catch_up():
+            self._load()
+        elif self.read_only and self._has_new_snapshot():
+            self._take_snapshot()
+        self._behind = False
+
+    def _has_new_snapshot(self) -> bool:
+        return folding.is_due(self._engine._state) and _identity(self._folder / SNAPSHOT) != self._snapshot
+
+    def _save_snapshot(self) -> int:
+        """Write the engine's present state, unless this is a reader, and return its version."""
+        if self.read_only:
+            return self._version
+        with self._saving:
+            self._truth.check_usable()
+            state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
+            name, (present, before) = secrets.token_hex(16), self._named
+            # The database knows its snapshots by name: one restored from a copy has seen other changes since, under
+            # the same versions.
+            self._truth.note_snapshots([present, name])
+            meta = {
+                "settings": self._described(), "identity": self._truth.identity, "name": name, "version": version
+            }  # fmt: skip
+            storage.write_atomically(self._folder / SNAPSHOT, storage.pack(meta, pack_state(state)))
+            self._named = name, version
+            # Readers may still be at the one before.
+            self._truth.trim(min(before, version))
+        return version
+
+    # Keys and ids
+
+    def _name(self, ids: npt.NDArray[np.int64], keys: Any) -> None:
+        """Remember the keys of new ids, where they are strings: before the engine has them, and for good."""
+        if self._names is not None:
+            self._names = _with_names(self._names, ids, keys)
+
+    def _read_names(self) -> None:
+        """Read the keys of all ids that are held."""
+        names = np.full(0, None, dtype=object) if self._names is None else self._names
+        for ids, keys in self._truth.names():
+            names = _with_names(names, ids, keys)
+        self._names = names
+
+    def _know_names(self) -> None:
+        """See to it that all ids in the engine have their names, where keys are strings."""
+
+        def work() -> None:
+            if not self._names_known:
+                self._read_names()
+                self._follow()  # what was removed before it was read is to be found no more
+                self._names_known = True
+
+        if not self._names_known:
+            uninterrupted(self._lock, work)
+
+    def _keys_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the keys of ids, where -1 is none."""
+        if self._names is None:
+            return ids
+        keys = np.full(ids.shape, None, dtype=object)
+        found = ids >= 0
+        keys[found] = self._names[ids[found]]
+        return keys
+
+    def _fold(self) -> None:
+        with Bar("building the graph", len(self._engine), self._progress) as bar, self._engine._folder.turn():
+            folding.fold(self._engine, torch.get_num_threads(), bar.reach)
+
+
+class _Folder(folding.Folder):
+    """Folds the engine of a durable index and writes its snapshot; readers take the writer's."""
+
+    def __init__(self, owner: Following) -> None:
+        super().__init__()
+        self._owner = weakref.ref(owner)
+
+    def start(self, index: Index, threads: int) -> None:
+        owner = self._owner()
+        if owner is not None and not owner.read_only:
+            super().start(index, threads)
+
+    def folded(self) -> None:
+        owner = self._owner()
+        if owner is None or self.is_stopped():
+            return
+        try:
+            owner._save_snapshot()
+        except Exception:
+            _log.exception("%s cannot be written; the one before stays", owner._folder / SNAPSHOT)
+
+
+def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) -> npt.NDArray[Any]:
+    """Write keys at their ids, in place or where there is no room into a larger array."""
+    if not len(ids):
+        return names
+    top = int(ids.max()) + 1
+    if top > len(names):
+        grown = np.full(max(top, 2 * len(names)), None, dtype=object)
+        grown[: len(names)] = names
+        names = grown
+    names[ids] = keys
+    return names
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Tell one file of a name from the next."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
