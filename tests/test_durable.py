@@ -21,16 +21,6 @@ ROWS = gaussian(400, 6)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "index"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
 def index(folder: Path, kind: str) -> Iterator[DurableIndex]:
     with Index.open(folder, 6, "l2sq", "f32", key_kind=kind) as made:
         yield made

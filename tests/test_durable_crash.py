@@ -9,7 +9,6 @@ import gc
 import os
 import random
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 from mmfast import Index, col
 from mmfast.search import folding, graph
 from mmfast.search.durable import DurableIndex
+from tests.stores import kill_again_and_again
 
 NDIM, BATCH = 8, 60
 State = dict[Any, tuple[int, Any]]  # key -> (the version of its vector, its metadata)
@@ -107,26 +107,13 @@ def write_until_killed(folder: Path, kind: str, known: int, state: State, acknow
             index.compact()
 
 
-def kill_again_and_again(folder: Path, kind: str, times: int) -> None:
-    chosen = random.Random(3)
+def outlive_kills(folder: Path, kind: str, times: int) -> None:
     Index.open(folder, NDIM, "l2sq", "f32", key_kind=kind).close()
     version = 0
     state: State = {}
-    for _ in range(times):
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with suppress(BaseException):
-                write_until_killed(folder, kind, version, state, write)
-            os._exit(1)
-        os.close(write)
-        first = os.read(read, 8)  # it is at work
-        time.sleep(chosen.random() ** 2 * 0.2)
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        rest = b"".join(iter(lambda read=read: os.read(read, 4096), b""))  # type: ignore[misc]
-        os.close(read)
-        acknowledged = int.from_bytes((first + rest)[-8:], "little")
+
+    def look(acknowledged: int) -> None:
+        nonlocal version
         with Index.open(folder) as index:
             # One change may have been committed whose acknowledgement was cut off.
             reached = index.stats()["version"]
@@ -136,6 +123,13 @@ def kill_again_and_again(folder: Path, kind: str, times: int) -> None:
                 advance(state, version, kind)
             check(index, state)
         assert not list(folder.glob(".mmfast-*"))
+
+    kill_again_and_again(
+        times,
+        lambda share: share**2 * 0.2,
+        lambda acknowledge: write_until_killed(folder, kind, version, state, acknowledge),
+        look,
+    )
     assert version >= times
 
 
@@ -148,13 +142,13 @@ def _early_graphs(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
 
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_what_was_acknowledged_outlives_a_kill(kind: str, tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "index", kind, 10)
+    outlive_kills(tmp_path / "index", kind, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_what_was_acknowledged_outlives_many_kills(kind: str, tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "index", kind, 50)
+    outlive_kills(tmp_path / "index", kind, 50)
 
 
 def test_what_a_killed_writer_left_of_a_snapshot_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,6 @@ ROWS = gaussian(4000, 6)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "index"
-
-
-@pytest.fixture
 def index(folder: Path) -> Iterator[DurableIndex]:
     with Index.open(folder, 6, "l2sq", "f32", key_kind="str") as made:
         made.add(names(range(20)), ROWS[:20])

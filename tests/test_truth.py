@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
+from tests.stores import SETTINGS, keys_of, rows
 
-SETTINGS: dict[str, object] = {"ndim": 4, "metric": "l2sq", "dtype": "bf16"}
-KINDS = ("int", "str")
 DTYPES = {"f32": np.float32, "bf16": np.int16, "f16": np.float16, "i8": np.int8}  # as arrays.encode returns them
-
-
-def rows(count: int, seed: int = 0, ndim: int = 4) -> npt.NDArray[np.int16]:
-    return np.random.default_rng(seed).integers(-(2**15), 2**15, (count, ndim)).astype(np.int16)
-
-
-def keys_of(kind: str, numbers: Any) -> Any:
-    return [int(n) for n in numbers] if kind == "int" else [f"key {n} ä'\"" for n in numbers]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "index"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def truth(folder: Path, kind: str) -> Iterator[Truth]:
-    with Truth.open(folder, SETTINGS, key_kind=kind) as made:
-        yield made
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

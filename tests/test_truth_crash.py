@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
+from tests.stores import kill_again_and_again
 
 SETTINGS: dict[str, object] = {"ndim": 32, "dtype": "bf16"}
 BATCH = 40
@@ -88,26 +88,13 @@ def write_until_killed(folder: Path, kind: str, known: int, state: State, acknow
         os.write(acknowledge, version.to_bytes(8, "little"))
 
 
-def kill_again_and_again(folder: Path, kind: str, times: int) -> None:
-    chosen = random.Random(7)
+def outlive_kills(folder: Path, kind: str, times: int) -> None:
     Truth.open(folder, SETTINGS, key_kind=kind).close()
     version = 0
     state: State = {}
-    for _ in range(times):
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with suppress(BaseException):
-                write_until_killed(folder, kind, version, state, write)
-            os._exit(1)
-        os.close(write)
-        first = os.read(read, 8)  # it is at work
-        time.sleep(chosen.random() * 0.06)
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        rest = b"".join(iter(lambda read=read: os.read(read, 4096), b""))  # type: ignore[misc]
-        os.close(read)
-        acknowledged = int.from_bytes((first + rest)[-8:], "little")
+
+    def look(acknowledged: int) -> None:
+        nonlocal version
         with Truth.open(folder) as truth:
             # One change may have been committed whose acknowledgement was cut off.
             assert acknowledged <= truth.version <= acknowledged + 1
@@ -115,18 +102,25 @@ def kill_again_and_again(folder: Path, kind: str, times: int) -> None:
                 version += 1
                 advance(state, version, kind)
             check(truth, state)
+
+    kill_again_and_again(
+        times,
+        lambda share: share * 0.06,
+        lambda acknowledge: write_until_killed(folder, kind, version, state, acknowledge),
+        look,
+    )
     assert version >= times
 
 
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_what_was_acknowledged_outlives_a_kill(kind: str, tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "index", kind, 10)
+    outlive_kills(tmp_path / "index", kind, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_what_was_acknowledged_outlives_many_kills(kind: str, tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "index", kind, 100)
+    outlive_kills(tmp_path / "index", kind, 100)
 
 
 def test_a_large_batch_killed_midway_is_not_there(tmp_path: Path) -> None:

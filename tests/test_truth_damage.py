@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +14,7 @@ import pytest
 
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
-from tests.test_truth import KINDS, SETTINGS, keys_of, rows
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "index"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def truth(folder: Path, kind: str) -> Iterator[Truth]:
-    with Truth.open(folder, SETTINGS, key_kind=kind) as made:
-        yield made
+from tests.stores import SETTINGS, keys_of, rows
 
 
 def test_a_full_disk_keeps_nothing_of_the_batch(truth: Truth, kind: str) -> None:

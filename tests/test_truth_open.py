@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,7 @@ import pytest
 from mmfast.search import database, schema
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
-from tests.test_truth import KINDS, SETTINGS, keys_of, rows
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "index"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def truth(folder: Path, kind: str) -> Iterator[Truth]:
-    with Truth.open(folder, SETTINGS, key_kind=kind) as made:
-        yield made
+from tests.stores import SETTINGS, keys_of, rows
 
 
 def test_settings_are_kept_and_compared(folder: Path) -> None:

@@ -19,23 +19,7 @@ import pytest
 
 from mmfast.search import database
 from mmfast.search.truth import Truth
-from tests.test_truth import KINDS, SETTINGS, rows
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "index"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def truth(folder: Path, kind: str) -> Iterator[Truth]:
-    with Truth.open(folder, SETTINGS, key_kind=kind) as made:
-        yield made
+from tests.stores import SETTINGS, rows
 
 
 class Child:
