@@ -15,14 +15,14 @@ namespace {
 constexpr int kBlockRows = 192;  // a multiple of the rows of every kernel; with its digits in the second-level cache
 constexpr int kFirstRows = 64;   // of the first block, all of whose rows pass: no threshold is known
 constexpr int64_t kGroupPanels = 16;     // of queries, screened against a block while it is in the cache
-constexpr int64_t kFewQueries = 12;      // measured: up to here one by one is faster than in a panel of 64
+constexpr int64_t kFewQueries = 18;      // measured: up to here one by one is faster than in a panel of 64
 constexpr double kSerialWork = 1 << 20;  // products: fewer are done before a second thread is awake
 constexpr double kUnit = 0x1p-24, kInfinite = std::numeric_limits<double>::infinity();
 
 // Some rows in memory order: a part of all, or copies of those allowed.
 struct Block {
-  const int8_t* digits;
-  const float *scale, *half, *residual, *norm;
+  Planes digits;
+  const float *scale, *half, *norm, *residual, *coarse_residual;
   const int32_t* ids;  // null: first, first + 1, ...
   int64_t first;
   int count;
@@ -34,21 +34,22 @@ class BlockReader {
  public:
   BlockReader(const ExactSearch& search, int64_t begin, int64_t end) : search_(search), next_(begin), end_(end) {
     if (!search.allowed) return;
-    digits_.resize(size_t(kBlockRows) * search.codes.depth + kQueryAlign);
-    terms_.resize(4 * kBlockRows);
+    for (auto& plane : planes_) plane.resize(size_t(kBlockRows) * search.codes.digits.width + kQueryAlign);
+    terms_.resize(5 * kBlockRows);
     ids_.resize(kBlockRows);
   }
 
   bool read(Block& block) {
     const Codes& c = search_.codes;
-    const int wanted = first_ ? kFirstRows : kBlockRows;
+    const int width = c.digits.width, wanted = first_ ? kFirstRows : kBlockRows;
     first_ = false;
     if (!search_.allowed) {
-      block = {c.digits + next_ * c.depth,
+      block = {{c.digits.coarse + next_ * width, c.digits.fine + next_ * width, width},
                c.scale + next_,
                c.half + next_,
-               c.residual + next_,
                c.norm + next_,
+               c.residual + next_,
+               c.coarse_residual + next_,
                nullptr,
                next_,
                int(std::min<int64_t>(wanted, end_ - next_))};
@@ -64,12 +65,21 @@ class BlockReader {
       }
       if (next_ == end_) break;
       if (!search_.allowed[next_]) continue;
-      std::copy_n(c.digits + next_ * c.depth, c.depth, digits_.data() + int64_t(count) * c.depth);
-      const float values[4] = {c.scale[next_], c.half[next_], c.residual[next_], c.norm[next_]};
-      for (int t = 0; t < 4; ++t) terms[t * kBlockRows + count] = values[t];
+      std::copy_n(c.digits.coarse + next_ * width, width, planes_[0].data() + int64_t(count) * width);
+      std::copy_n(c.digits.fine + next_ * width, width, planes_[1].data() + int64_t(count) * width);
+      const float values[] = {c.scale[next_], c.half[next_], c.norm[next_], c.residual[next_],
+                              c.coarse_residual[next_]};
+      for (int t = 0; t < 5; ++t) terms[t * kBlockRows + count] = values[t];
       ids_[count++] = int32_t(next_);
     }
-    block = {digits_.data(), terms, terms + kBlockRows, terms + 2 * kBlockRows, terms + 3 * kBlockRows, ids_.data(), 0,
+    block = {{planes_[0].data(), planes_[1].data(), width},
+             terms,
+             terms + kBlockRows,
+             terms + 2 * kBlockRows,
+             terms + 3 * kBlockRows,
+             terms + 4 * kBlockRows,
+             ids_.data(),
+             0,
              count};
     return count > 0;
   }
@@ -78,7 +88,7 @@ class BlockReader {
   const ExactSearch& search_;
   int64_t next_, end_;
   bool first_ = true;
-  std::vector<int8_t> digits_;
+  std::vector<uint8_t> planes_[2];
   std::vector<float> terms_;
   std::vector<int32_t> ids_;
 };
@@ -89,14 +99,15 @@ class Group {
   Group(const ExactSearch& search, const Tier& tier, int64_t begin, int64_t end, bool packed)
       : search_(search), tier_(tier), begin_(begin), count_(int(end - begin)), packed_(packed) {
     const Codes& codes = search.codes;
-    depth_ = codes.depth;
-    padded_ = query_depth(depth_);
+    depth_ = codes.depth();
+    padded_ = 2 * query_part(codes.digits.width);
     digits_.resize(size_t(count_) * padded_);
     for (int j = 0; j < count_; ++j) {
       const float* const query = row(j);
       const int qmax = packed ? tier.query_qmax : 127;
       queries_.push_back(encode_query(tier, codes, search.metric, query, qmax, digits_.data() + size_t(j) * padded_));
       lists_.emplace_back(search.k, to_rank(search.metric, search.radius), least_score(j));
+      norms_.push_back(query_norm(search, tier, begin + j));
       inverse_.push_back(float(1 / queries_[j].scale));
       if (!queries_[j].decided) continue;
       largest_norm_ = std::max(largest_norm_, queries_[j].norm);
@@ -151,13 +162,19 @@ class Group {
     std::vector<int8_t> rows(size_t(kPanel) * depth_);
     for (int p = 0; p < panels; ++p) {
       const int count = std::min(kPanel, count_ - p * kPanel);
-      for (int c = 0; c < count; ++c)
-        std::copy_n(digits_.data() + size_t(p * kPanel + c) * padded_, depth_, rows.data() + size_t(c) * depth_);
+      for (int c = 0; c < count; ++c) {
+        const int8_t* const query = digits_.data() + size_t(p * kPanel + c) * padded_;
+        int8_t* const to = rows.data() + size_t(c) * depth_;
+        std::copy_n(query, depth_ / 2, to);
+        std::copy_n(query + padded_ / 2, depth_ / 2, to + depth_ / 2);
+      }
       pack_panel(rows.data(), count, depth_, tier_.query_offset, panels_.data() + size_t(p) * kPanel * depth_);
     }
     for (int j = 0; j < count_; ++j) thresholds_[j] = threshold(j);
-    ones_.assign(padded_, 0);
-    std::fill_n(ones_.begin(), depth_, int8_t(1));
+    ones_.assign(padded_, 1);
+    std::fill(ones_.begin() + depth_ / 2, ones_.begin() + padded_ / 2, int8_t(0));
+    std::fill(ones_.begin() + padded_ / 2 + depth_ / 2, ones_.end(), int8_t(0));
+    unpacked_.resize(size_t(kBlockRows) * depth_ + kQueryAlign);
     // Digits of one query again, as precise as can be, for the rows that pass.
     for (int j = 0; j < count_ && tier_.query_qmax < 127; ++j)
       queries_[j] =
@@ -172,7 +189,8 @@ class Group {
   }
 
   void screen(const Block& block) {
-    tier_.dots({block.digits, nullptr, block.count, depth_, ones_.data(), depth_, products_.data()});
+    tier_.dots({block.digits, nullptr, block.count, ones_.data(), depth_, products_.data()});
+    tier_.unpack(block.digits, block.count, unpacked_.data());
     RowBound bounds[kBlockRows];
     for (int i = 0; i < block.count; ++i) {
       const double n = block.norm[i], e = block.residual[i], h = block.half[i];
@@ -183,8 +201,8 @@ class Group {
     uint64_t masks[kBlockRows];
     for (int begin = 0; begin < count_; begin += kPanel) {
       const int count = std::min(kPanel, count_ - begin);
-      tier_.screen({block.digits, bounds, block.count, panels_.data() + size_t(begin) * depth_, inverse_.data() + begin,
-                    thresholds_.data() + begin, nullptr, depth_, masks, nullptr});
+      tier_.screen({unpacked_.data(), bounds, block.count, panels_.data() + size_t(begin) * depth_,
+                    inverse_.data() + begin, thresholds_.data() + begin, nullptr, depth_, masks, nullptr});
       int hit_counts[kPanel] = {};
       for (int i = 0; i < block.count; ++i)
         for (uint64_t word = masks[i]; word; word &= word - 1) {
@@ -204,10 +222,10 @@ class Group {
     for (int j = 0; j < count_; ++j) {
       const Query& q = queries_[j];
       const double inverse = inverse_[j];
-      tier_.scan({block.digits, block.scale, block.half, block.residual, block.norm, block.count, depth_,
+      const auto weight = [&](double bound) { return float(bound * inverse * (1 + 32 * kUnit)); };
+      tier_.scan({block.digits, block.scale, block.half, block.norm, block.residual, block.coarse_residual, block.count,
                   digits_.data() + size_t(j) * padded_, q.sum, threshold(j), float(inverse * (1 - 32 * kUnit)),
-                  float(q.norm * inverse * (1 + 32 * kUnit)),
-                  float((q.residual + 32 * kUnit * q.norm) * inverse * (1 + 32 * kUnit)), masks});
+                  weight(q.residual + 32 * kUnit * q.norm), weight(q.norm), weight(q.norm + q.residual), masks});
       int count = 0;
       for (int w = 0; w * kPanel < block.count; ++w)
         for (uint64_t word = masks[w]; word; word &= word - 1) hits_[count++] = w * kPanel + __builtin_ctzll(word);
@@ -218,7 +236,7 @@ class Group {
   // Bounds the scores of rows of the block that passed.
   void offer(const Block& block, int j, const int32_t* ids, int count) {
     const Query& q = queries_[j];
-    tier_.dots({block.digits, ids, count, depth_, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
+    tier_.dots({block.digits, ids, count, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
     const Ranker rank = ranker(j);
     for (int n = 0; n < count; ++n) {
       const int64_t row = block.row(ids[n]);
@@ -227,7 +245,7 @@ class Group {
     }
   }
 
-  Ranker ranker(int j) { return Ranker(search_, tier_, begin_ + j, scratch_.data()); }
+  Ranker ranker(int j) { return {search_, tier_, row(j), norms_[j], scratch_.data()}; }
 
   const ExactSearch& search_;
   const Tier& tier_;
@@ -236,8 +254,10 @@ class Group {
   bool packed_;
   double largest_norm_ = 0, largest_error_ = 0;
   std::vector<Query> queries_;
+  std::vector<double> norms_;
   std::vector<Shortlist> lists_;
-  std::vector<int8_t> digits_;  // (count, padded)
+  std::vector<int8_t> digits_;  // (count, 2, padded / 2)
+  std::vector<int8_t> unpacked_;
   std::vector<uint8_t> panels_;
   std::vector<float> inverse_;     // 1 / s', by query, or by column of the panels
   std::vector<float> thresholds_;  // by column of the panels
@@ -248,9 +268,10 @@ class Group {
 
 }  // namespace
 
-Ranker::Ranker(const ExactSearch& search, const Tier& tier, int64_t query, float* scratch)
-    : search(search), tier(tier), query(search.queries + query * search.codes.features), scratch(scratch) {
-  norm = search.metric == Metric::kCos ? std::sqrt(tier.f32.dot(this->query, this->query, search.codes.features)) : 1;
+double query_norm(const ExactSearch& search, const Tier& tier, int64_t query) {
+  const int features = search.codes.features;
+  const float* const q = search.queries + query * features;
+  return search.metric == Metric::kCos ? std::sqrt(tier.f32.dot(q, q, features)) : 1;
 }
 
 Neighbour Ranker::operator()(int64_t row) const {
@@ -264,7 +285,7 @@ std::vector<std::vector<Neighbour>> exact_search(const ExactSearch& s) {
   std::vector<std::vector<Neighbour>> results(s.query_count);
   if (!s.query_count || !s.codes.rows) return results;
   const bool packed = s.query_count > kFewQueries;
-  const double work = double(s.query_count) * double(s.codes.rows) * s.codes.depth;
+  const double work = double(s.query_count) * double(s.codes.rows) * s.codes.depth();
   const int threads = work < kSerialWork ? 1 : s.threads;
   // Many queries are shared out among the threads; for few, each thread has a part of the rows.
   const int64_t panels = (s.query_count + kPanel - 1) / kPanel;

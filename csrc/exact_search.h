@@ -6,8 +6,9 @@
 // metric's |z|^2 / 2 or 0, and it certainly scores below a threshold t if M + B < t, that is, if
 //     h / s' + t / s' - (|s u| e' + e |q|) / s' >= s (u . u').                                             (1)
 // Many queries are packed into panels and screened by the kernel of the loss (tiers/screen.h); few go one by one
-// through the rows (tiers/dots.h). Rows that pass are bounded by M - B and M + B from above and below, and those that
-// can be among the k nearest are ranked in float64 by the rows as they were given (shortlist.h). Hence the answer
+// through the rows (tiers/dots.h), at first through their coarse digits: with these, B is |s u4| e' + e4 |q|, of which
+// |s u4| <= |z| + e4 <= |s u| + e + e4. Rows that pass are bounded by M - B and M + B from above and below, and those
+// that can be among the k nearest are ranked in float64 by the rows as they were given (shortlist.h). Hence the answer
 // is that of a search in float64 through all rows.
 //
 // Rounding. (1) is evaluated in float32, u = 2^-24: constants that are off by a factor within 1 +- 4u, at most four
@@ -36,16 +37,18 @@ struct ExactSearch {
   int threads;
 };
 
+// The length of a query, where ranks depend on it.
+double query_norm(const ExactSearch& search, const Tier& tier, int64_t query);
+
 // What ranks the rows for one query.
 struct Ranker {
-  Ranker(const ExactSearch& search, const Tier& tier, int64_t query, float* scratch);
   Neighbour operator()(int64_t row) const;
   void fetch(int64_t row) const { search.vectors.fetch(row); }
 
   const ExactSearch& search;
   const Tier& tier;
   const float* query;
-  double norm;
+  double norm;     // query_norm
   float* scratch;  // (features,)
 };
 

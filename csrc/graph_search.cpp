@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
+#include "fetch.h"
 #include "threads.h"
 
 namespace mmfast {
@@ -14,57 +16,90 @@ constexpr int kTogether = 4;          // walks of a thread that wait for memory 
 constexpr int64_t kQueriesTask = 32;  // handed to a thread at a time
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
-void fetch(const void* from, int bytes) {
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-}
-
 struct GraphSearch {
   const ExactSearch& search;
   const Links& links;
   const Tier& tier;
   int expansion;
+  bool coarse;
 };
 
-// Which rows a walk has met: one bit each, cleared by what was set.
-class Visited {
+// The rows that a walk has met, in order.
+class Met {
  public:
   void reset(int64_t rows) {
-    for (int64_t word : touched_) words_[word] = 0;
-    touched_.clear();
+    for (int i = 0; i < count_; ++i) words_[rows_[i] / 64] = 0;
     if (int64_t(words_.size()) * 64 < rows) words_.resize((rows + 63) / 64);
+    count_ = 0;
   }
-  bool insert(int64_t row) {
-    uint64_t& word = words_[row / 64];
-    const uint64_t bit = uint64_t(1) << row % 64;
-    if (word & bit) return false;
-    if (!word) touched_.push_back(row / 64);
-    word |= bit;
-    return true;
+
+  // Appends those of a list that are new. Whether one is new nobody can foretell: no branch depends on it.
+  void add(const int32_t* list, int slots) {
+    if (int(rows_.size()) < count_ + slots) rows_.resize(2 * (count_ + slots));
+    int32_t* const rows = rows_.data();
+    int count = count_;
+    for (int i = 0; i < slots && list[i] >= 0; ++i) {
+      uint64_t& word = words_[list[i] / 64];
+      const int shift = list[i] % 64;
+      rows[count] = list[i];
+      count += int(~word >> shift & 1);
+      word |= uint64_t(1) << shift;
+    }
+    count_ = count;
   }
+
+  int count() const { return count_; }
+  const int32_t* from(int i) const { return rows_.data() + i; }
 
  private:
-  std::vector<uint64_t> words_;
-  std::vector<int64_t> touched_;
+  std::vector<int32_t> rows_;
+  std::vector<uint64_t> words_;  // a bit for each row
+  int count_ = 0;
 };
 
-// The nearest rows met, in order: the score's bits, the row and whether the walk has been there, in one integer.
+// The nearest rows met, in order. An entry is the score's bits, the row and whether the walk has been there, in one
+// integer.
 class Beam {
  public:
+  static uint64_t entry(float distance, int32_t row) {
+    return uint64_t(ordered(distance)) << 32 | uint64_t(uint32_t(row)) << 1;
+  }
+
+  static int32_t row_of(uint64_t entry) { return int32_t(uint32_t(entry) >> 1); }
+
   void reset(int capacity) {
-    entries_.resize(capacity + 1);
     size_ = next_ = 0;
     capacity_ = capacity;
   }
 
-  void insert(float distance, int32_t row) {
-    const uint64_t entry = uint64_t(ordered(distance)) << 32 | uint64_t(uint32_t(row)) << 1;
-    if (size_ == capacity_ && entry >= entries_[size_ - 1]) return;
-    uint64_t* const begin = entries_.data();
-    uint64_t* const at = std::lower_bound(begin, begin + size_, entry);
-    std::memmove(at + 1, at, (begin + size_ - at) * sizeof *at);
-    *at = entry;
-    size_ = std::min(size_ + 1, capacity_);
-    next_ = std::min(next_, int(at - begin));
+  // Entries from here on find no room.
+  uint64_t limit() const { return size_ < capacity_ ? ~uint64_t(0) : entries_[size_ - 1]; }
+
+  // Adds up to kTogether entries below the limit and drops what finds no room. What is there is moved once.
+  static constexpr int kTogether = 16;
+  void insert(const uint64_t* fresh, int count) {
+    if (!count) return;
+    if (int(entries_.size()) < size_ + count) entries_.resize(size_ + count);
+    uint64_t sorted[kTogether], *const begin = entries_.data();
+    int places[kTogether];
+    for (int i = 0; i < count; ++i) {
+      // Which is smaller nobody can foretell: no branch depends on it.
+      int rank = 0, at = 0;
+      for (int j = 0; j < count; ++j) rank += fresh[j] < fresh[i];
+      for (int left = size_; left > 0;) {
+        const int half = (left + 1) / 2;
+        at += half & -int(begin[at + half - 1] < fresh[i]);
+        left -= half;
+      }
+      sorted[rank] = fresh[i];
+      places[rank] = at;
+    }
+    for (int i = count - 1, end = size_; i >= 0; end = places[i--]) {
+      std::memmove(begin + places[i] + i + 1, begin + places[i], (end - places[i]) * sizeof *begin);
+      begin[places[i] + i] = sorted[i];
+    }
+    size_ = std::min(size_ + count, capacity_);
+    next_ = std::min(next_, places[0]);
   }
 
   // The nearest row that has not been taken, or -1.
@@ -74,15 +109,9 @@ class Beam {
     entries_[next_] |= 1;
     return row(next_++);
   }
-  // The one after, as things are.
-  int32_t peek() const {
-    int i = next_;
-    while (i < size_ && entries_[i] & 1) ++i;
-    return i < size_ ? row(i) : -1;
-  }
 
   int size() const { return size_; }
-  int32_t row(int i) const { return int32_t(uint32_t(entries_[i]) >> 1); }
+  int32_t row(int i) const { return row_of(entries_[i]); }
 
  private:
   static uint32_t ordered(float value) {
@@ -102,100 +131,136 @@ class Walk {
     g_ = &g;
     query_ = query;
     const Codes& c = g.search.codes;
-    digits_.resize(query_depth(c.depth));
+    digits_.resize(2 * query_part(c.digits.width));
     scratch_.resize(c.features);
     encoded_ = encode_query(g.tier, c, g.search.metric, row(), 127, digits_.data());
-    visited_.reset(g.links.nodes);
+    norm_ = query_norm(g.search, g.tier, query);
+    list_.reset(g.search.k, to_rank(g.search.metric, g.search.radius), -kInfinite);
     beam_.reset(g.expansion);
-    fresh_.clear();
-    for (int i = 0; i < g.links.entries; ++i) {
-      visited_.insert(i);
-      fresh_.push_back(i);
-    }
+    met_.reset(g.links.nodes);
+    entries_.resize(g.links.entries);
+    std::iota(entries_.begin(), entries_.end(), 0);
+    met_.add(entries_.data(), g.links.entries);
+    measured_ = 0;
+    ending_ = kWalking;
   }
 
   int64_t query() const { return query_; }
 
   // False at the end.
   bool step() {
+    if (ending_ == kBounding) return bound();
+    if (ending_ == kRanking) return false;
     const Links& links = g_->links;
-    if (!fresh_.empty()) {
+    if (measured_ < met_.count()) {
       measure();
-      fresh_.clear();
-      const int32_t next = beam_.peek();
-      if (next >= 0) fetch(links.neighbours + int64_t(next) * links.slots, links.slots * int(sizeof(int32_t)));
       return true;
     }
     const int32_t at = beam_.take();
-    if (at < 0) return false;
-    meet(links.neighbours + int64_t(at) * links.slots, links.slots);
-    if (at < links.upper_nodes) meet(links.upper + int64_t(at) * links.upper_slots, links.upper_slots);
+    if (at < 0) return prepare_bounds();
+    met_.add(links.neighbours + int64_t(at) * links.slots, links.slots);
+    if (at < links.upper_nodes) met_.add(links.upper + int64_t(at) * links.upper_slots, links.upper_slots);
+    for (int i = measured_; i < met_.count(); ++i) prepare(*met_.from(i));
     return true;
   }
 
-  std::vector<Neighbour> rank() {
-    const ExactSearch& s = g_->search;
-    const Codes& c = s.codes;
-    const Ranker rank_of(s, g_->tier, query_, scratch_.data());
-    for (int i = 0; i < beam_.size(); ++i) fresh_.push_back(beam_.row(i));
-    products_.resize(fresh_.size());
-    g_->tier.dots({c.digits, fresh_.data(), beam_.size(), c.depth, digits_.data(), encoded_.sum, products_.data()});
-    Shortlist list(s.k, to_rank(s.metric, s.radius), -kInfinite);
-    for (int i = 0; i < beam_.size(); ++i) {
-      const int32_t node = fresh_[i];
-      const Bound bound = bound_score(c, encoded_, node, products_[i]);
-      for (int32_t r = node; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1)
-        if (!s.allowed || s.allowed[r]) list.offer(r, bound.lower, bound.upper, rank_of);
-    }
-    return list.finish(rank_of);
-  }
+  const std::vector<Neighbour>& results() { return list_.finish(ranker()); }
 
  private:
-  const float* row() const { return g_->search.queries + query_ * g_->search.codes.features; }
+  enum Ending { kWalking, kBounding, kRanking };
 
-  void meet(const int32_t* list, int slots) {
-    for (int i = 0; i < slots && list[i] >= 0; ++i)
-      if (visited_.insert(list[i])) {
-        fresh_.push_back(list[i]);
-        prepare(list[i]);
-      }
-  }
+  const float* row() const { return g_->search.queries + query_ * g_->search.codes.features; }
+  Ranker ranker() { return {g_->search, g_->tier, row(), norm_, scratch_.data()}; }
+  bool squared() const { return g_->search.metric == Metric::kL2sq; }
 
   void prepare(int32_t row) const {
     const Codes& c = g_->search.codes;
-    fetch(c.digits + int64_t(row) * c.depth, c.depth);
-    __builtin_prefetch(c.scale + row);
-    if (g_->search.metric == Metric::kL2sq) __builtin_prefetch(c.half + row);
+    fetch(c.digits.coarse + int64_t(row) * c.digits.width, c.digits.width);
+    if (!g_->coarse) fetch(c.digits.fine + int64_t(row) * c.digits.width, c.digits.width);
+    fetch(c.scale + row);
+    if (squared()) fetch(c.half + row);
   }
 
-  // Puts the fresh rows into the beam.
+  // Puts the rows that are new into the beam.
   void measure() {
     const Codes& c = g_->search.codes;
-    const int count = int(fresh_.size());
+    const int32_t* const fresh = met_.from(measured_);
+    const int count = met_.count() - measured_;
+    measured_ = met_.count();
     products_.resize(count);
-    g_->tier.dots({c.digits, fresh_.data(), count, c.depth, digits_.data(), encoded_.sum, products_.data()});
+    const Planes digits = {c.digits.coarse, g_->coarse ? nullptr : c.digits.fine, c.digits.width};
+    g_->tier.dots({digits, fresh, count, digits_.data(), encoded_.sum, products_.data()});
     const float factor = float(encoded_.scale);
-    for (int i = 0; i < count; ++i) {
-      const int32_t row = fresh_[i];
-      beam_.insert(c.half[row] - factor * c.scale[row] * float(products_[i]), row);
+    const bool with_half = squared();
+    for (int begin = 0; begin < count; begin += Beam::kTogether) {
+      const int end = std::min(begin + Beam::kTogether, count);
+      const uint64_t limit = beam_.limit();
+      uint64_t entries[Beam::kTogether];
+      int near = 0;
+      for (int i = begin; i < end; ++i) {
+        const float score = factor * c.scale[fresh[i]] * float(products_[i]);
+        entries[near] = Beam::entry(with_half ? c.half[fresh[i]] - score : -score, fresh[i]);
+        near += entries[near] < limit;
+      }
+      for (int i = 0; i < near; ++i) {
+        const int32_t row = Beam::row_of(entries[i]);
+        fetch(g_->links.neighbours + int64_t(row) * g_->links.slots, g_->links.slots * int(sizeof(int32_t)));
+      }
+      beam_.insert(entries, near);
     }
+  }
+
+  // Fetches what bounds the scores of the beam's rows.
+  bool prepare_bounds() {
+    const Codes& c = g_->search.codes;
+    ending_ = kBounding;
+    for (int i = 0; i < beam_.size(); ++i) {
+      const int32_t row = beam_.row(i);
+      fetch(c.digits.fine + int64_t(row) * c.digits.width, c.digits.width);
+      fetch(c.norm + row);
+      fetch(c.residual + row);
+      if (g_->links.copies) fetch(g_->links.copies + row);
+    }
+    return true;
+  }
+
+  // Leaves rows that may be among the nearest, and fetches them.
+  bool bound() {
+    const ExactSearch& s = g_->search;
+    ending_ = kRanking;
+    rows_.resize(beam_.size());
+    products_.resize(beam_.size());
+    for (int i = 0; i < beam_.size(); ++i) rows_[i] = beam_.row(i);
+    g_->tier.dots({s.codes.digits, rows_.data(), beam_.size(), digits_.data(), encoded_.sum, products_.data()});
+    const Ranker rank_of = ranker();
+    for (int i = 0; i < beam_.size(); ++i) {
+      const Bound bound = bound_score(s.codes, encoded_, rows_[i], products_[i]);
+      for (int32_t r = rows_[i]; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1)
+        if (!s.allowed || s.allowed[r]) list_.offer(r, bound.lower, bound.upper, rank_of);
+    }
+    list_.fetch(rank_of);
+    return true;
   }
 
   const GraphSearch* g_;
   int64_t query_;
+  double norm_;
   Query encoded_;
-  Visited visited_;
+  Met met_;
+  int measured_;  // so many of those met
   Beam beam_;
-  std::vector<int32_t> fresh_, products_;
+  Ending ending_;
+  Shortlist list_;
+  std::vector<int32_t> entries_, rows_, products_;
   std::vector<int8_t> digits_;
   std::vector<float> scratch_;
 };
 
 }  // namespace
 
-std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& s, const Links& links, int expansion) {
+std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& s, const Links& links, int expansion, bool coarse) {
   const DefaultArithmetic arithmetic;
-  const GraphSearch g = {s, links, current_tier(), expansion};
+  const GraphSearch g = {s, links, current_tier(), expansion, coarse};
   std::vector<std::vector<Neighbour>> results(s.query_count);
   const int64_t tasks = (s.query_count + kQueriesTask - 1) / kQueriesTask;
   const auto run = [&](int64_t task) {
@@ -211,7 +276,7 @@ std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& s, const Lin
     }
     for (int w = 0; active; w = w + 1 < active ? w + 1 : 0) {
       if (walks[w]->step()) continue;
-      results[walks[w]->query()] = walks[w]->rank();
+      results[walks[w]->query()] = walks[w]->results();
       if (next < end)
         walks[w]->begin(g, next++);
       else

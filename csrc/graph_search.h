@@ -1,9 +1,9 @@
-// Approximate nearest neighbours by walking a graph of neighbours: 8-bit products lead, float64 decides.
+// Approximate nearest neighbours by walking a graph of neighbours: products of 4 or 8 bits lead, float64 decides.
 //
 // The walk keeps the `expansion` nearest rows it has met, by the score of their digits (vectors.h), and goes on from
 // the nearest one it has not been at, until it has been at all of them. All links of one row are measured together,
 // their digits fetched ahead. What is left at the end is ranked by distances in float64, as far as the digits leave it
-// open (shortlist.h); that 8 bits order close rows wrongly costs no recall.
+// open (shortlist.h); that few bits order close rows wrongly costs little recall.
 //
 // The graph is the lowest layer of a hierarchical one. The rows of the layer above come first, and have its links too:
 // long ones, by which a walk leaves one cluster for another. In place of the layers above that, it begins at the
@@ -27,7 +27,9 @@ struct Links {
 };
 
 // As exact_search, for search.k and any radius; a query of which fewer than k rows were found gets those. `expansion`
-// is at least 1.
-std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& search, const Links& links, int expansion);
+// is at least 1. A coarse walk goes by the upper 4 bits of digits, which is half of the memory traffic; whether they
+// lead as well as 8 bits depends on the data.
+std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& search, const Links& links, int expansion,
+                                                 bool coarse);
 
 }  // namespace mmfast

@@ -62,31 +62,45 @@ Vectors parse_vectors(const py::array& vectors, Scalar scalar) {
   return {vectors.data(), scalar, vectors.shape(0), int(vectors.shape(1))};
 }
 
+void check_image(const Array<uint8_t>& coarse, const Array<uint8_t>& fine, const Array<float>& terms, int64_t rows,
+                 int features) {
+  for (const Array<uint8_t>* plane : {&coarse, &fine})
+    if (plane->ndim() != 1 || plane->shape(0) < rows * code_width(features) + kPadding)
+      throw py::value_error("coarse and fine must be (rows * width + 64,)");
+  if (terms.ndim() != 2 || terms.shape(0) != 5 || terms.shape(1) < padded_rows(rows))
+    throw py::value_error("terms must be (5, rows rounded up to 64, and 64)");
+}
+
 // Rows, their image and their keys. Holds on to the arrays it was made from.
 class VectorSet {
  public:
-  VectorSet(py::array vectors, const std::string& dtype, const std::string& metric, Array<int8_t> digits,
-            Array<float> terms, Array<float> centre, double unit, std::optional<Array<int64_t>> keys)
+  VectorSet(py::array vectors, const std::string& dtype, const std::string& metric, Array<uint8_t> coarse,
+            Array<uint8_t> fine, Array<float> terms, Array<float> centre, double unit,
+            std::optional<Array<int64_t>> keys)
       : vectors_(std::move(vectors)),
-        digits_(std::move(digits)),
+        coarse_(std::move(coarse)),
+        fine_(std::move(fine)),
         terms_(std::move(terms)),
         centre_(std::move(centre)),
         keys_(std::move(keys)),
         metric_(parse_metric(metric)),
         rows_(parse_vectors(vectors_, parse_scalar(dtype))) {
-    const int depth = code_depth(rows_.features);
-    const py::ssize_t padded = padded_rows(rows_.rows);
-    if (digits_.ndim() != 1 || digits_.shape(0) < rows_.rows * depth + kPadding)
-      throw py::value_error("digits must be (rows * depth + 64,)");
-    if (terms_.ndim() != 2 || terms_.shape(0) != 4 || terms_.shape(1) < padded)
-      throw py::value_error("terms must be (4, rows rounded up to 64, and 64)");
+    check_image(coarse_, fine_, terms_, rows_.rows, rows_.features);
     if (centre_.ndim() != 1 || centre_.shape(0) != rows_.features) throw py::value_error("centre must be (features,)");
     if (keys_ && (keys_->ndim() != 1 || keys_->shape(0) != rows_.rows)) throw py::value_error("keys must be (rows,)");
     if (!(unit > 0)) throw py::value_error("unit must be positive");
     const py::ssize_t stride = terms_.shape(1);
-    const float* const first = terms_.data();
-    codes_ = {digits_.data(), first, first + stride, first + 2 * stride, first + 3 * stride,
-              centre_.data(), unit,  rows_.rows,     rows_.features,     depth};
+    const float* const t = terms_.data();
+    codes_ = {{coarse_.data(), fine_.data(), code_width(rows_.features)},
+              t,
+              t + stride,
+              t + 2 * stride,
+              t + 3 * stride,
+              t + 4 * stride,
+              centre_.data(),
+              unit,
+              rows_.rows,
+              rows_.features};
   }
 
   py::tuple search(const Array<float>& queries, int64_t k, const std::optional<Array<bool>>& allowed, bool ranked,
@@ -121,13 +135,13 @@ class VectorSet {
   }
 
   // Also returns whether k rows were found for every query.
-  py::tuple graph_search(const Array<float>& queries, int64_t k, int expansion,
+  py::tuple graph_search(const Array<float>& queries, int64_t k, int expansion, bool coarse,
                          const std::optional<Array<bool>>& allowed, bool ranked, int threads) {
     if (k < 1 || expansion < 1) throw py::value_error("k and expansion must be at least 1");
     if (!neighbours_) throw py::value_error("there is no graph: set_links first");
     expansion = int(std::min<int64_t>(expansion, links_.nodes));
     const auto found = run(queries, k, kInfinite, allowed, threads,
-                           [&](const ExactSearch& s) { return mmfast::graph_search(s, links_, expansion); });
+                           [&](const ExactSearch& s) { return mmfast::graph_search(s, links_, expansion, coarse); });
     const bool complete =
         std::all_of(found.begin(), found.end(), [&](const auto& row) { return int64_t(row.size()) == k; });
     const py::tuple results = matrix(k, ranked, found);
@@ -196,7 +210,7 @@ class VectorSet {
   }
 
   py::array vectors_;
-  Array<int8_t> digits_;
+  Array<uint8_t> coarse_, fine_;
   Array<float> terms_, centre_;
   std::optional<Array<int64_t>> keys_;
   Metric metric_;
@@ -215,27 +229,28 @@ py::tuple frame(const py::array& vectors, const std::string& dtype, const std::s
   return py::make_tuple(centre, unit);
 }
 
-// Digits and terms of rows in a frame, as VectorSet wants them.
-py::tuple encode_rows(const py::array& vectors, const std::string& dtype, const std::string& metric,
-                      const Array<float>& centre, double unit, int threads) {
+// Writes the image of rows into arrays as VectorSet wants them, from row `begin` on.
+void encode_rows(const py::array& vectors, const std::string& dtype, const std::string& metric, Array<uint8_t>& coarse,
+                 Array<uint8_t>& fine, Array<float>& terms, const Array<float>& centre, double unit, int64_t begin,
+                 int threads) {
   const Vectors rows = parse_vectors(vectors, parse_scalar(dtype));
   const Metric parsed = parse_metric(metric);
   if (centre.ndim() != 1 || centre.shape(0) != rows.features) throw py::value_error("centre must be (features,)");
-  const int64_t used = rows.rows * code_depth(rows.features);
-  const py::ssize_t padded = padded_rows(rows.rows);
-  Array<int8_t> digits(used + kPadding);
-  Array<float> terms({py::ssize_t(4), padded});
-  float* const first = terms.mutable_data();
-  int8_t* const out = digits.mutable_data();
+  if (begin < 0) throw py::value_error("begin must not be negative");
+  check_image(coarse, fine, terms, begin + rows.rows, rows.features);
+  const int64_t first = begin * code_width(rows.features), stride = terms.shape(1);
+  float* const t = terms.mutable_data() + begin;
+  const NewCodes out = {coarse.mutable_data() + first,
+                        fine.mutable_data() + first,
+                        t,
+                        t + stride,
+                        t + 2 * stride,
+                        t + 3 * stride,
+                        t + 4 * stride};
   const float* const c = centre.data();
   threads = allowed_threads(threads);
-  {
-    py::gil_scoped_release released;
-    std::fill_n(out + used, kPadding, int8_t(0));
-    for (int t = 0; t < 4; ++t) std::fill(first + t * padded + rows.rows, first + (t + 1) * padded, 0.0f);
-    encode(rows, parsed, c, unit, out, first, first + padded, first + 2 * padded, first + 3 * padded, threads);
-  }
-  return py::make_tuple(digits, terms);
+  py::gil_scoped_release released;
+  encode(rows, parsed, c, unit, out, threads);
 }
 
 // Which rows no distance can be computed from: the numbers of those that are not finite, of those that are zero where
@@ -312,23 +327,25 @@ py::tuple usearch_graph(const Array<uint8_t>& content) {
 void bind_search(py::module_& m) {
   m.def("search_frame", &frame, py::arg("vectors"), py::arg("dtype"), py::arg("metric"));
   m.def("encode_rows", &encode_rows, py::arg("vectors"), py::arg("dtype"), py::arg("metric"),
-        py::arg("centre").noconvert(), py::arg("unit"), py::arg("threads"));
+        py::arg("coarse").noconvert(), py::arg("fine").noconvert(), py::arg("terms").noconvert(),
+        py::arg("centre").noconvert(), py::arg("unit"), py::arg("begin"), py::arg("threads"));
   m.def("unfit_rows", &unfit_rows, py::arg("vectors"), py::arg("dtype"), py::arg("metric"), py::arg("longest"),
         py::arg("threads"));
-  m.def("code_depth", &code_depth, py::arg("features"));
+  m.def("code_width", &code_width, py::arg("features"));
   m.def("hash_rows", &hash_rows, py::arg("rows"));
   m.def("usearch_graph", &usearch_graph, py::arg("content").noconvert());
   py::class_<VectorSet>(m, "VectorSet")
-      .def(py::init<py::array, const std::string&, const std::string&, Array<int8_t>, Array<float>, Array<float>,
-                    double, std::optional<Array<int64_t>>>(),
-           py::arg("vectors"), py::arg("dtype"), py::arg("metric"), py::arg("digits").noconvert(),
-           py::arg("terms").noconvert(), py::arg("centre").noconvert(), py::arg("unit"), py::arg("keys").noconvert())
+      .def(py::init<py::array, const std::string&, const std::string&, Array<uint8_t>, Array<uint8_t>, Array<float>,
+                    Array<float>, double, std::optional<Array<int64_t>>>(),
+           py::arg("vectors"), py::arg("dtype"), py::arg("metric"), py::arg("coarse").noconvert(),
+           py::arg("fine").noconvert(), py::arg("terms").noconvert(), py::arg("centre").noconvert(), py::arg("unit"),
+           py::arg("keys").noconvert())
       .def("search", &VectorSet::search, py::arg("queries").noconvert(), py::arg("k"), py::arg("allowed").noconvert(),
            py::arg("ranked"), py::arg("threads"))
       .def("set_links", &VectorSet::set_links, py::arg("neighbours").noconvert(), py::arg("upper").noconvert(),
            py::arg("copies").noconvert(), py::arg("entries"))
       .def("graph_search", &VectorSet::graph_search, py::arg("queries").noconvert(), py::arg("k"), py::arg("expansion"),
-           py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
+           py::arg("coarse"), py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
       .def("range_search", &VectorSet::range_search, py::arg("queries").noconvert(), py::arg("radius"),
            py::arg("allowed").noconvert(), py::arg("threads"));
 }

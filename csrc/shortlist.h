@@ -23,8 +23,18 @@ class Shortlist {
  public:
   static constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
 
-  // The k nearest, or all, of rank `farthest` or less; no row that scores below `threshold` is one.
-  Shortlist(int64_t k, double farthest, double threshold) : k_(k), farthest_(farthest), threshold_(threshold) {}
+  Shortlist() = default;
+  Shortlist(int64_t k, double farthest, double threshold) { reset(k, farthest, threshold); }
+
+  // For the k nearest, or all, of rank `farthest` or less; no row that scores below `threshold` is one.
+  void reset(int64_t k, double farthest, double threshold) {
+    k_ = k;
+    farthest_ = farthest;
+    threshold_ = threshold;
+    best_.clear();
+    waiting_.clear();
+    found_.clear();
+  }
 
   double threshold() const { return threshold_; }
 
@@ -35,14 +45,21 @@ class Shortlist {
     waiting_.push_back({row, upper});
     if (k_ != kAll) raise(lower);
     if (int64_t(waiting_.size()) < limit()) return;
-    drop();
+    fetch(measure);
     if (int64_t(waiting_.size()) > limit() / 2) resolve(measure);
+  }
+
+  // Says that what is waiting will be measured.
+  template <class Measure>
+  void fetch(const Measure& measure) {
+    drop();
+    for (const Waiting& w : waiting_) measure.fetch(w.row);
   }
 
   // Leaves nothing waiting, and sorts what was found.
   template <class Measure>
   const std::vector<Neighbour>& finish(const Measure& measure) {
-    drop();
+    fetch(measure);
     resolve(measure);
     std::sort(found_.begin(), found_.end());
     return found_;
@@ -75,7 +92,6 @@ class Shortlist {
 
   template <class Measure>
   void resolve(const Measure& measure) {
-    for (const Waiting& w : waiting_) measure.fetch(w.row);
     for (const Waiting& w : waiting_) {
       const Neighbour n = measure(w.row);
       if (n.rank <= farthest_) found_.push_back(n);
@@ -86,8 +102,8 @@ class Shortlist {
     found_.resize(k_);
   }
 
-  int64_t k_;
-  double farthest_, threshold_;
+  int64_t k_ = 0;
+  double farthest_ = 0, threshold_ = 0;
   std::vector<double> best_;      // a heap of the k largest lower bounds, the smallest in front
   std::vector<Waiting> waiting_;  // not measured yet
   std::vector<Neighbour> found_;

@@ -35,25 +35,38 @@ struct Screening {
   uint64_t* active;  // (row_count,); may be null
 };
 
-// One query's digits against rows, by memory order or by number.
+// Rows of 8-bit digits in two planes of (., width) bytes: of each digit plus 128, `coarse` has the upper 4 bits and
+// `fine` the lower. Digit k is in the lower half of byte k, digit width + k in its upper half. Both are readable for 63
+// bytes more.
+struct Planes {
+  const uint8_t *coarse, *fine;
+  int width;  // a multiple of 8
+};
+// A query's digits meet a byte's halves in two parts, each of so many bytes, with zeros behind the first `width`.
+constexpr int kQueryAlign = 64;
+constexpr int query_part(int width) { return (width + kQueryAlign - 1) / kQueryAlign * kQueryAlign; }
+
+// One query's digits against rows, by memory order or by number. Without a fine plane a row's digits are taken to be in
+// the middle of what the coarse one leaves open, at -120, -104, ... 120.
 struct Dots {
-  const int8_t* rows;  // (., depth), readable for 63 bytes more
+  Planes rows;
   const int32_t* ids;  // (count,); null: rows 0 to count - 1
-  int count, depth;
-  const int8_t* query;  // (depth,), zeros up to the next multiple of 64
+  int count;
+  const int8_t* query;  // (2, query_part(width))
   int32_t query_sum;    // of its digits
   int32_t* out;         // (count,)
 };
 
 // One query against rows in memory order: masks[i / 64] bit i % 64 = 0 only if, for the product u_i of digits,
-// half_i half_weight + threshold - norm_i norm_weight - residual_i residual_weight >= scale_i u_i (exact_search.h).
+// half_i half_weight + threshold - norm_i norm_weight - residual_i residual_weight >= scale_i u_i, or the same with the
+// coarse digits, residual and weight (exact_search.h).
 struct Scan {
-  const int8_t* rows;                           // as above
-  const float *scale, *half, *residual, *norm;  // (count,), readable up to the next multiple of 64
-  int count, depth;
+  Planes rows;
+  const float *scale, *half, *norm, *residual, *coarse_residual;  // (count,), readable up to the next multiple of 64
+  int count;
   const int8_t* query;
   int32_t query_sum;
-  float threshold, half_weight, residual_weight, norm_weight;
+  float threshold, half_weight, norm_weight, residual_weight, coarse_weight;
   uint64_t* masks;  // (ceil(count / 64),)
 };
 
@@ -186,6 +199,7 @@ struct Tier {
   // Search: rows have digits of 8 bits in every tier, since a file may hold them; those of a query that is packed lie
   // in [-query_qmax, query_qmax].
   int query_qmax, query_offset;
+  void (*unpack)(const Planes&, int count, int8_t* out);  // digits (count, 2 width), and writes up to 63 bytes more
   void (*dots)(const Dots&);
   void (*scan)(const Scan&);
   void (*widen_bf16)(const uint16_t* from, int count, float* to);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "fetch.h"
 #include "frame.h"
 #include "threads.h"
 
@@ -27,6 +28,18 @@ const float* framed_row(const Tier& tier, const Vectors& vectors, Metric metric,
   return scratch;
 }
 
+// What a digit is taken for by its upper 4 bits.
+int middle_of_coarse(int8_t digit) { return ((digit + 128) & 0xf0) - 120; }
+
+// Digits (2 width,) as a row of each plane.
+void pack_planes(const int8_t* digits, int width, uint8_t* coarse, uint8_t* fine) {
+  for (int k = 0; k < width; ++k) {
+    const int near = digits[k] + 128, far = digits[width + k] + 128;
+    coarse[k] = uint8_t(near >> 4 | (far & 0xf0));
+    fine[k] = uint8_t((near & 0x0f) | (far & 0x0f) << 4);
+  }
+}
+
 }  // namespace
 
 const float* Vectors::row(int64_t i, float* scratch) const {
@@ -45,13 +58,12 @@ const float* Vectors::row(int64_t i, float* scratch) const {
 
 void Vectors::fetch(int64_t i) const {
   const int64_t size = int64_t(features) * (scalar == Scalar::kF32 ? 4 : scalar == Scalar::kI8 ? 1 : 2);
-  const char* const begin = static_cast<const char*>(data) + i * size;
-  for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(begin + at);
+  mmfast::fetch(static_cast<const char*>(data) + i * size, size);
 }
 
-int code_depth(int features) {
-  const int lines = (features + 63) / 64 * 64;
-  return lines - features <= features / 16 ? lines : (features + 7) / 8 * 8;
+int code_width(int features) {
+  const int half = (features + 1) / 2, lines = (half + 63) / 64 * 64;
+  return lines - half <= half / 16 ? lines : (half + 7) / 8 * 8;
 }
 
 void choose_frame(const Vectors& vectors, Metric metric, float* centre, double* unit) {
@@ -72,38 +84,41 @@ void choose_frame(const Vectors& vectors, Metric metric, float* centre, double* 
   *unit = frame.unit;
 }
 
-void encode(const Vectors& vectors, Metric metric, const float* centre, double unit, int8_t* digits, float* scale,
-            float* half, float* residual, float* norm, int threads) {
+void encode(const Vectors& vectors, Metric metric, const float* centre, double unit, const NewCodes& out, int threads) {
   const Tier& tier = current_tier();
-  const int features = vectors.features, depth = code_depth(features);
-  std::vector<float> scratch(size_t(threads) * features);
+  const int features = vectors.features, width = code_width(features);
+  std::vector<float> rows(size_t(threads) * features);
+  std::vector<int8_t> digits(size_t(threads) * 2 * width);
   on_threads(threads, [&] {
-    float* const mine = scratch.data() + size_t(thread_number()) * features;
+    float* const scratch = rows.data() + size_t(thread_number()) * features;
+    int8_t* const u = digits.data() + size_t(thread_number()) * 2 * width;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < vectors.rows; ++i) {
-      int8_t* const out = digits + i * depth;
-      const float* const row = framed_row(tier, vectors, metric, i, mine);
-      const QuantisedRow q = tier.f32.quantise(row, centre, features, float(unit), 127, out);
-      std::fill(out + features, out + depth, int8_t(0));
-      scale[i] = float(q.scale);
-      residual[i] = float((q.residual + (metric == Metric::kCos ? kRounded * unit : 0)) * (1 + kRounded));
-      norm[i] = float(q.scale * std::sqrt(double(q.sum_squares)));
-      half[i] = 0;
-      if (metric == Metric::kL2sq) {
-        double squares = 0;
-        for (int k = 0; k < features; ++k) {
-          const double z = (double(row[k]) - centre[k]) * unit;
-          squares += z * z;
-        }
-        half[i] = float(squares / 2);
+      const float* const row = framed_row(tier, vectors, metric, i, scratch);
+      const QuantisedRow q = tier.f32.quantise(row, centre, features, float(unit), 127, u);
+      std::fill(u + features, u + 2 * width, int8_t(0));
+      double squares = 0, coarse_squares = 0;  // of z, of r4
+      for (int k = 0; k < features; ++k) {
+        const double z = (double(row[k]) - centre[k]) * unit, rest = z - q.scale * middle_of_coarse(u[k]);
+        squares += z * z;
+        coarse_squares += rest * rest;
       }
-      if (features > 0 && residual[i] < kLargestHalf && norm[i] < kLargestHalf && half[i] < kLargestHalf &&
-          scale[i] < kLargestHalf)
-        continue;
-      std::fill(out, out + depth, int8_t(0));
-      scale[i] = 1;
-      half[i] = norm[i] = 0;
-      residual[i] = kInfinite;
+      // Padding stands for 0, of which u4 is 8; it meets zeros of the query alone.
+      const double rounded = metric == Metric::kCos ? kRounded * unit : 0, norm = std::sqrt(squares);
+      out.scale[i] = float(q.scale);
+      out.half[i] = metric == Metric::kL2sq ? float(squares / 2) : 0;
+      out.residual[i] = float((q.residual + rounded) * (1 + kRounded));
+      out.norm[i] = float((q.scale * std::sqrt(double(q.sum_squares)) + q.residual + rounded) * (1 + kRounded));
+      out.coarse_residual[i] = float((std::sqrt(coarse_squares) + rounded + norm * kRounded) * (1 + kRounded));
+      // Written so that NaN is caught too.
+      if (!(features > 0 && out.residual[i] < kLargestHalf && out.norm[i] < kLargestHalf &&
+            out.half[i] < kLargestHalf && out.scale[i] < kLargestHalf && out.coarse_residual[i] < kLargestHalf)) {
+        std::fill(u, u + 2 * width, int8_t(0));
+        out.scale[i] = 1;
+        out.half[i] = out.norm[i] = 0;
+        out.residual[i] = out.coarse_residual[i] = kInfinite;
+      }
+      pack_planes(u, width, out.coarse + i * width, out.fine + i * width);
     }
   });
 }
@@ -117,7 +132,10 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   for (int k = 0; k < features; ++k) largest = std::max(largest, std::abs(double(query[k]) - centre[k]));
   const double unit = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -120, 80)) : 1.0;
   const QuantisedRow q = tier.f32.quantise(query, centre, features, float(unit), qmax, digits);
-  std::fill(digits + features, digits + query_depth(codes.depth), int8_t(0));
+  const int width = codes.digits.width, part = query_part(width), upper = std::max(features - width, 0);
+  std::memmove(digits + part, digits + width, upper);
+  std::fill(digits + std::min(features, width), digits + part, int8_t(0));
+  std::fill(digits + part + upper, digits + 2 * part, int8_t(0));
   const double length = q.norm + 0x1p-38;  // not zero
   const double factor = framed ? codes.unit / unit : 1 / length;
   Query out = {q.scale * factor, length * factor, q.residual * factor, q.sum, true};

@@ -3,8 +3,9 @@
 // Searching ranks a row x for a query q by a score, larger is nearer, in a frame that suits the rows, z = unit (x - c):
 //     cos, ip:  S = q . z,              since q . c is the same for all rows (cos: x has been scaled to unit length)
 //     l2sq:     S = q . z - |z|^2 / 2,  since |q - z|^2 = |q|^2 - 2 S (q in the frame as well)
-// The image of a row is z = s u + r with u of 8-bit integers and |r| <= e, as in screen.h. It is the same for every
-// tier, so that a file may hold it.
+// The image of a row is z = s u + r with u of 8-bit integers and |r| <= e, as in screen.h. Its upper 4 bits by
+// themselves are an image as well, z = s u4 + r4 with |r4| <= e4, in half of the memory: few rows need to be looked at
+// twice. Both are the same for every tier, so that a file may hold them.
 #pragma once
 
 #include <cstdint>
@@ -31,30 +32,33 @@ struct Vectors {
 
 // The 8-bit image of rows; where e is infinite the digits say nothing.
 struct Codes {
-  const int8_t* digits;   // (rows, depth), readable for 64 bytes more
-  const float* scale;     // (rows,) s; these four are readable up to the next multiple of 64 and 64 more
-  const float* half;      // |z|^2 / 2, or zeros where the metric has none
-  const float* residual;  // e
-  const float* norm;      // |s u|
-  const float* centre;    // (features,) c
-  double unit;            // a power of two
+  Planes digits;                 // of (rows,)
+  const float* scale;            // (rows,) s; these five are readable up to the next multiple of 64 and 64 more
+  const float* half;             // |z|^2 / 2, or zeros where the metric has none
+  const float* norm;             // |s u| + e
+  const float* residual;         // e
+  const float* coarse_residual;  // e4
+  const float* centre;           // (features,) c
+  double unit;                   // a power of two
   int64_t rows;
-  int features, depth;
+  int features;
+  int depth() const { return 2 * digits.width; }
 };
 
-// What the digits of a query are padded to with zeros; a kernel reads as far beyond a row.
-constexpr int kQueryAlign = 64;
-constexpr int query_depth(int depth) { return (depth + kQueryAlign - 1) / kQueryAlign * kQueryAlign; }
+// Where to write an image.
+struct NewCodes {
+  uint8_t *coarse, *fine;
+  float *scale, *half, *norm, *residual, *coarse_residual;
+};
 
-// Bytes a row of digits takes: whole cache lines where that costs little.
-int code_depth(int features);
+// Bytes that a row takes in each plane of digits: whole cache lines where that costs little.
+int code_width(int features);
 
 // The frame from a sample of the rows.
 void choose_frame(const Vectors& vectors, Metric metric, float* centre, double* unit);
 
-// Writes digits, scale, half, residual and norm; centre and unit are given.
-void encode(const Vectors& vectors, Metric metric, const float* centre, double unit, int8_t* digits, float* scale,
-            float* half, float* residual, float* norm, int threads);
+// The image in the frame of a centre and a unit.
+void encode(const Vectors& vectors, Metric metric, const float* centre, double unit, const NewCodes& out, int threads);
 
 // A query in the frame of the rows. Under cos and ip it is scaled to unit length.
 struct Query {
@@ -63,7 +67,7 @@ struct Query {
   bool decided;                  // false: the digits say nothing
 };
 
-// Writes the digits, (query_depth(depth),), with magnitudes up to qmax.
+// Writes the digits, (2, query_part(width)), with magnitudes up to qmax.
 Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const float* query, int qmax, int8_t* digits);
 
 // Between which the score of a row lies, by the product of its digits with the query's (exact_search.h).

@@ -22,12 +22,21 @@ def select_cpu_tier(name: str) -> None: ...
 def enable_pruning(enabled: bool) -> None: ...
 def search_frame(vectors: Rows, dtype: str, metric: str) -> tuple[Rows, float]: ...
 def encode_rows(
-    vectors: Rows, dtype: str, metric: str, centre: Rows, unit: float, threads: int
-) -> tuple[Rows, Rows]: ...
+    vectors: Rows,
+    dtype: str,
+    metric: str,
+    coarse: Rows,
+    fine: Rows,
+    terms: Rows,
+    centre: Rows,
+    unit: float,
+    begin: int,
+    threads: int,
+) -> None: ...
 def unfit_rows(
     vectors: Rows, dtype: str, metric: str, longest: float, threads: int
 ) -> tuple[Rows, Rows, Rows] | None: ...
-def code_depth(features: int) -> int: ...
+def code_width(features: int) -> int: ...
 def hash_rows(rows: Rows) -> Rows: ...
 def usearch_graph(content: Rows) -> tuple[Rows, Rows, Rows, Rows]: ...
 
@@ -37,7 +46,8 @@ class VectorSet:
         vectors: Rows,
         dtype: str,
         metric: str,
-        digits: Rows,
+        coarse: Rows,
+        fine: Rows,
         terms: Rows,
         centre: Rows,
         unit: float,
@@ -46,7 +56,7 @@ class VectorSet:
     def search(self, queries: Rows, k: int, allowed: Rows | None, ranked: bool, threads: int) -> tuple[Rows, Rows]: ...
     def set_links(self, neighbours: Rows, upper: Rows, copies: Rows, entries: int) -> None: ...
     def graph_search(
-        self, queries: Rows, k: int, expansion: int, allowed: Rows | None, ranked: bool, threads: int
+        self, queries: Rows, k: int, expansion: int, coarse: bool, allowed: Rows | None, ranked: bool, threads: int
     ) -> tuple[Rows, Rows, bool]: ...
     def range_search(
         self, queries: Rows, radius: float, allowed: Rows | None, threads: int

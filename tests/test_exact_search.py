@@ -125,6 +125,21 @@ def test_hostile_data(metric: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_rows_that_differ_in_the_lower_four_bits_alone(metric: str) -> None:
+    # With 127 as the largest number digits are the numbers themselves. Those from 0 to 15 have the same upper bits, and
+    # what is lost with the others points along the query: the bound is needed to the last bit. Negatives centre all.
+    rows = np.zeros((240, 33), dtype=np.float32)
+    rows[:, 0] = 127
+    rows[:, 1:] = 14
+    rows[-2:, 1:] = 15
+    rows[np.arange(240) % 2 == 1] *= -1
+    query = np.full((1, 33), 1, dtype=np.float32)
+    query[0, 0] = 0
+    check(query, rows, metric, 1)
+    check(np.repeat(query, 20, axis=0), rows, metric, 1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e15])
 def test_scales(metric: str, scale: float) -> None:
     rows = normal(4, 500, 33)

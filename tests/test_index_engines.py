@@ -328,9 +328,23 @@ def test_recall_is_what_was_asked_for() -> None:
     assert index.recall_curve() != curve
 
 
+@pytest.mark.parametrize(("ndim", "coarse"), [(2, False), (32, True)])
+def test_walks_go_by_four_bits_where_these_lead_as_well_as_eight(ndim: int, coarse: bool) -> None:
+    index, queries = Index(ndim, "l2sq", "f32"), gaussian(200, ndim, seed=2)
+    index.add(np.arange(4000), gaussian(4000, ndim))
+    index.build()
+    main = index._state.main
+    assert main is not None
+    assert main.segment.curve is not None
+    assert main.segment.curve.coarse is coarse
+    truth = index.search(queries, 10, exact=True).keys
+    found = index.search(queries, 10, ef=100).keys
+    assert (found[:, :, None] == truth[:, None, :]).any(axis=2).mean() > 0.98
+
+
 def test_the_choice_of_an_engine() -> None:
     points = [tuning.Point(10, 0.9, 1e-5, 4e-5), tuning.Point(40, 0.97, 4e-5, 9e-5)]
-    curve = tuning.Curve({10: points, 100: [tuning.Point(200, 0.99, 9e-5, 2e-4)]}, 8e-5, 1e-3)
+    curve = tuning.Curve({10: points, 100: [tuning.Point(200, 0.99, 9e-5, 2e-4)]}, True, 8e-5, 1e-3)
     assert tuning.Curve.from_json(curve.to_json()) == curve
     for (queries, k, recall, share), expected in {
         (1000, 10, 0.89, 1.0): 10,

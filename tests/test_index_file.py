@@ -124,8 +124,8 @@ def test_what_is_no_index_is_refused(saved: Path) -> None:
         (b"PK\x03\x04 a zip file", "is not an mmfast index"),
         (bytes(native.save() or b""), "is not an mmfast index"),
         (
-            saved.read_bytes()[:8] + b"\x04" + saved.read_bytes()[9:],
-            "format version 4, but this mmfast reads version 3",
+            saved.read_bytes()[:8] + b"\x05" + saved.read_bytes()[9:],
+            "format version 5, but this mmfast reads version 4",
         ),
     ]:
         (saved.parent / "other").write_bytes(foreign)
@@ -320,7 +320,7 @@ def test_a_saved_file_is_as_readable_as_any_other_and_links_stay(saved: Path) ->
 def test_the_layout_is_the_documented_one(saved: Path) -> None:
     content = saved.read_bytes()
     assert content[:8] == b"mmfastix"
-    assert int.from_bytes(content[8:12], "little") == 3
+    assert int.from_bytes(content[8:12], "little") == 4
     assert int.from_bytes(content[16:24], "little") == len(content)
     meta = json.loads(content[24 : 24 + int.from_bytes(content[12:16], "little")])
     assert meta["settings"] == {

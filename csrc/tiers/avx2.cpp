@@ -55,17 +55,21 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
 inline __m256i halves_added(Ints v) { return (__m256i)v; }
 #include "tiers/x86.h"
 
-// out[r] = the digits of row r times those of the query: the magnitude of one times the other with its sign: two
-// products of up to 127 * 127 fit into int16.
+// out[r] = the numbers in a plane's row r times the digits of the query: four products of up to 15 * 127 fit into
+// int16.
 template <int ROWS>
-inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t, int depth, int32_t* out) {
-  const __m256i ones = _mm256_set1_epi16(1);
+inline void half_products(const uint8_t* const (&rows)[ROWS], const int8_t* query, int width, int32_t* out) {
+  const int8_t* const upper = query + query_part(width);
+  const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
   Ints acc[ROWS] = {};
-  for (int k = 0; k < depth; k += 32) {
-    const __m256i digits = _mm256_loadu_si256((const __m256i*)(query + k));
+  for (int k = 0; k < width; k += 32) {
+    const __m256i near = _mm256_loadu_si256((const __m256i*)(query + k));
+    const __m256i far = _mm256_loadu_si256((const __m256i*)(upper + k));
     for (int r = 0; r < ROWS; ++r) {
-      const __m256i row = _mm256_loadu_si256((const __m256i*)(rows[r] + k));
-      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(digits, row));
+      const __m256i bytes = _mm256_loadu_si256((const __m256i*)(rows[r] + k));
+      const __m256i pairs =
+          _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_and_si256(bytes, low), near),
+                           _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), far));
       acc[r] += (Ints)_mm256_madd_epi16(pairs, ones);
     }
   }
@@ -84,9 +88,24 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Tier kAvx2;
-const Tier kAvx2 = {"avx2",  available, 63,        64,         screen,    count_ones,           31,
-                    32,      dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
-                    compare, is_active, accumulate};
+const Tier kAvx2 = {"avx2",
+                    available,
+                    63,
+                    64,
+                    screen,
+                    count_ones,
+                    31,
+                    32,
+                    unpack,
+                    dots,
+                    scan,
+                    widen_bf16,
+                    widen_f16,
+                    row_kernels<float>(),
+                    row_kernels<double>(),
+                    compare,
+                    is_active,
+                    accumulate};
 
 }  // namespace mmfast
 

@@ -49,22 +49,25 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
 inline __m256i halves_added(Ints v) { return (__m256i)(low_half(v) + high_half(v)); }
 #include "tiers/x86.h"
 
-// out[r] = the digits of row r times those of the query.
+// out[r] = the numbers in a plane's row r times the digits of the query.
 template <int ROWS>
-inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t query_sum, int depth,
-                           int32_t* out) {
-  const Ints flip = int32_t(0x80808080) - Ints{};  // adds 128 to each digit of a row
-  Ints acc[ROWS] = {};
-  for (int k = 0; k < depth; k += 64) {
-    const Ints digits = load<Ints>(query + k);
+__attribute__((always_inline)) inline void half_products(const uint8_t* const (&rows)[ROWS], const int8_t* query,
+                                                         int width, int32_t* out) {
+  const int8_t* const upper = query + query_part(width);
+  const Ints low = int32_t(0x0f0f0f0f) - Ints{};
+  Ints near_sums[ROWS] = {}, far_sums[ROWS] = {};  // the latter times 16
+  for (int k = 0; k < width; k += 64) {
+    const Ints near = load<Ints>(query + k), far = load<Ints>(upper + k);
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
-      const Ints row = load<Ints>(rows[r] + k) ^ flip;
-      asm("vpdpbusd %2, %1, %0" : "+v"(acc[r]) : "v"(row), "v"(digits));
+      const Ints bytes = load<Ints>(rows[r] + k);
+      asm("vpdpbusd %2, %1, %0" : "+v"(near_sums[r]) : "v"(bytes & low), "v"(near));
+      asm("vpdpbusd %2, %1, %0" : "+v"(far_sums[r]) : "v"(bytes & ~low), "v"(far));
     }
   }
-  store_totals(acc, out);
-  for (int r = 0; r < ROWS; ++r) out[r] -= 128 * query_sum;
+#pragma GCC unroll 4
+  for (int r = 0; r < ROWS; ++r) near_sums[r] += far_sums[r] >> 4;
+  store_totals(near_sums, out);
 }
 
 #include "tiers/body.h"
@@ -84,10 +87,24 @@ bool available() {
 }  // namespace
 
 extern const Tier kAvx512Vnni;
-const Tier kAvx512Vnni = {
-    "avx512vnni", available, 127,       128,        screen,    count_ones,           127,
-    128,          dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
-    compare,      is_active, accumulate};
+const Tier kAvx512Vnni = {"avx512vnni",
+                          available,
+                          127,
+                          128,
+                          screen,
+                          count_ones,
+                          127,
+                          128,
+                          unpack,
+                          dots,
+                          scan,
+                          widen_bf16,
+                          widen_f16,
+                          row_kernels<float>(),
+                          row_kernels<double>(),
+                          compare,
+                          is_active,
+                          accumulate};
 
 }  // namespace mmfast
 

@@ -1,17 +1,46 @@
 // One query against rows in their own order: integer dot products, and the screen of exact search made of them. A tier
-// brings query_products.
+// brings half_products, of a plane's 4-bit numbers.
+
+inline const uint8_t* plane_row(const uint8_t* plane, const Dots& d, int i) {
+  return plane + size_t(d.ids ? d.ids[i] : i) * d.rows.width;
+}
 
 // out[i] = the dot product of the query and row i, or row ids[i].
+template <int ROWS>
+inline void dot_rows(const Dots& d, int i) {
+  const uint8_t* rows[ROWS];
+  int32_t* const out = d.out + i;
+  for (int r = 0; r < ROWS; ++r) rows[r] = plane_row(d.rows.coarse, d, i + r);
+  half_products<ROWS>(rows, d.query, d.rows.width, out);
+  if (!d.rows.fine) {
+    for (int r = 0; r < ROWS; ++r) out[r] = 16 * out[r] - 120 * d.query_sum;
+    return;
+  }
+  int32_t fine[ROWS];
+  for (int r = 0; r < ROWS; ++r) rows[r] = plane_row(d.rows.fine, d, i + r);
+  half_products<ROWS>(rows, d.query, d.rows.width, fine);
+  for (int r = 0; r < ROWS; ++r) out[r] = 16 * out[r] + fine[r] - 128 * d.query_sum;
+}
+
 void dots(const Dots& d) {
   int i = 0;
-  for (; i + 4 <= d.count; i += 4) {
-    const int8_t* rows[4];
-    for (int r = 0; r < 4; ++r) rows[r] = d.rows + size_t(d.ids ? d.ids[i + r] : i + r) * d.depth;
-    query_products<4>(rows, d.query, d.query_sum, d.depth, d.out + i);
-  }
-  for (; i < d.count; ++i) {
-    const int8_t* const rows[1] = {d.rows + size_t(d.ids ? d.ids[i] : i) * d.depth};
-    query_products<1>(rows, d.query, d.query_sum, d.depth, d.out + i);
+  for (; i + 4 <= d.count; i += 4) dot_rows<4>(d, i);
+  for (; i < d.count; ++i) dot_rows<1>(d, i);
+}
+
+// Digits from their planes.
+void unpack(const Planes& rows, int count, int8_t* out) {
+  const Ints low = int32_t(0x0f0f0f0f) - Ints{}, flip = int32_t(0x80808080) - Ints{};  // takes 128 off
+  for (int i = 0; i < count; ++i, out += 2 * rows.width) {
+    const uint8_t *coarse = rows.coarse + size_t(i) * rows.width, *fine = rows.fine + size_t(i) * rows.width;
+    for (int k = 0; k < rows.width; k += kVectorBytes) {
+      const Ints digits = ((load<Ints>(coarse + k) & low) << 4 | (load<Ints>(fine + k) & low)) ^ flip;
+      __builtin_memcpy(out + k, &digits, sizeof digits);
+    }
+    for (int k = 0; k < rows.width; k += kVectorBytes) {
+      const Ints digits = ((load<Ints>(coarse + k) & ~low) | (load<Ints>(fine + k) >> 4 & low)) ^ flip;
+      __builtin_memcpy(out + rows.width + k, &digits, sizeof digits);
+    }
   }
 }
 
@@ -37,22 +66,39 @@ void widen_f16(const uint16_t* from, int count, float* to) {
   }
 }
 
-// Clears the bits of rows that certainly score below the threshold (exact_search.h).
-void scan(const Scan& s) {
+// Which of 64 rows from `first` on certainly score below the threshold.
+inline uint64_t certainly_below(const Scan& s, int first, const int32_t* products, const float* residual,
+                                float residual_weight) {
   constexpr int kStep = 2 * kLanes;
+  uint64_t below = 0;
+  for (int c = 0; c < kPanel; c += kStep) {
+    const int i = first + c;
+    const Floats left = load<Floats>(s.half + i) * s.half_weight + s.threshold -
+                        load<Floats>(s.norm + i) * s.norm_weight - load<Floats>(residual + i) * residual_weight;
+    const Floats right = __builtin_convertvector(load<Ints>(products + c), Floats) * load<Floats>(s.scale + i);
+    below |= uint64_t(lane_bits(left >= right)) << c;
+  }
+  return below;
+}
+
+// Clears the bits of rows that certainly score below the threshold: of most by their coarse digits, of some that are
+// left by all digits.
+void scan(const Scan& s) {
   for (int begin = 0; begin < s.count; begin += kPanel) {
     const int count = s.count - begin < kPanel ? s.count - begin : kPanel;
+    const size_t at = size_t(begin) * s.rows.width;
     int32_t products[kPanel] = {};
-    dots({s.rows + size_t(begin) * s.depth, nullptr, count, s.depth, s.query, s.query_sum, products});
-    uint64_t below = 0;
-    for (int c = 0; c < kPanel; c += kStep) {
-      const int i = begin + c;
-      const Floats left = load<Floats>(s.half + i) * s.half_weight + s.threshold -
-                          load<Floats>(s.norm + i) * s.norm_weight - load<Floats>(s.residual + i) * s.residual_weight;
-      const Floats right = __builtin_convertvector(load<Ints>(products + c), Floats) * load<Floats>(s.scale + i);
-      below |= uint64_t(lane_bits(left >= right)) << c;
-    }
+    dots({{s.rows.coarse + at, nullptr, s.rows.width}, nullptr, count, s.query, s.query_sum, products});
     const uint64_t valid = count == kPanel ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
-    s.masks[begin / kPanel] = ~below & valid;
+    uint64_t left = ~certainly_below(s, begin, products, s.coarse_residual, s.coarse_weight) & valid;
+    if (left) {
+      int32_t ids[kPanel], exact[kPanel];
+      int found = 0;
+      for (uint64_t word = left; word; word &= word - 1) ids[found++] = __builtin_ctzll(word);
+      dots({{s.rows.coarse + at, s.rows.fine + at, s.rows.width}, ids, found, s.query, s.query_sum, exact});
+      for (int i = 0; i < found; ++i) products[ids[i]] = exact[i];
+      left &= ~certainly_below(s, begin, products, s.residual, s.residual_weight);
+    }
+    s.masks[begin / kPanel] = left;
   }
 }

@@ -62,13 +62,19 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
   }
 }
 
-// out[r] = the digits of row r times those of the query.
+// out[r] = the numbers in a plane's row r times the digits of the query.
 template <int ROWS>
-inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t, int depth, int32_t* out) {
+inline void half_products(const uint8_t* const (&rows)[ROWS], const int8_t* query, int width, int32_t* out) {
+  const int8_t* const upper = query + query_part(width);
+  const uint8x16_t low = vdupq_n_u8(15);
   int32x4_t acc[ROWS] = {};
-  for (int k = 0; k < depth; k += 16) {
-    const int8x16_t digits = vld1q_s8(query + k);
-    for (int r = 0; r < ROWS; ++r) acc[r] = vdotq_s32(acc[r], vld1q_s8(rows[r] + k), digits);
+  for (int k = 0; k < width; k += 16) {
+    const int8x16_t near = vld1q_s8(query + k), far = vld1q_s8(upper + k);
+    for (int r = 0; r < ROWS; ++r) {
+      const uint8x16_t bytes = vld1q_u8(rows[r] + k);
+      acc[r] = vdotq_s32(acc[r], vreinterpretq_s8_u8(vandq_u8(bytes, low)), near);
+      acc[r] = vdotq_s32(acc[r], vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4)), far);
+    }
   }
   for (int r = 0; r < ROWS; ++r) out[r] = vaddvq_s32(acc[r]);
 }
@@ -91,9 +97,24 @@ bool available() {
 }  // namespace
 
 extern const Tier kNeon;
-const Tier kNeon = {"neon",  available, 127,       0,          screen,    count_ones,           127,
-                    0,       dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
-                    compare, is_active, accumulate};
+const Tier kNeon = {"neon",
+                    available,
+                    127,
+                    0,
+                    screen,
+                    count_ones,
+                    127,
+                    0,
+                    unpack,
+                    dots,
+                    scan,
+                    widen_bf16,
+                    widen_f16,
+                    row_kernels<float>(),
+                    row_kernels<double>(),
+                    compare,
+                    is_active,
+                    accumulate};
 
 }  // namespace mmfast
 

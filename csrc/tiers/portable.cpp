@@ -41,12 +41,13 @@ inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, In
   }
 }
 
-// out[r] = the digits of row r times those of the query.
+// out[r] = the numbers in a plane's row r times the digits of the query.
 template <int ROWS>
-inline void query_products(const int8_t* const (&rows)[ROWS], const int8_t* query, int32_t, int depth, int32_t* out) {
+inline void half_products(const uint8_t* const (&rows)[ROWS], const int8_t* query, int width, int32_t* out) {
+  const int8_t* const upper = query + query_part(width);
   for (int r = 0; r < ROWS; ++r) {
     int32_t sum = 0;
-    for (int k = 0; k < depth; ++k) sum += int32_t(rows[r][k]) * query[k];
+    for (int k = 0; k < width; ++k) sum += (rows[r][k] & 15) * query[k] + (rows[r][k] >> 4) * upper[k];
     out[r] = sum;
   }
 }
@@ -63,9 +64,23 @@ bool available() { return true; }
 }  // namespace
 
 extern const Tier kPortable;
-const Tier kPortable = {
-    "portable", available, 127,       128,        screen,    count_ones,           127,
-    128,        dots,      scan,      widen_bf16, widen_f16, row_kernels<float>(), row_kernels<double>(),
-    compare,    is_active, accumulate};
+const Tier kPortable = {"portable",
+                        available,
+                        127,
+                        128,
+                        screen,
+                        count_ones,
+                        127,
+                        128,
+                        unpack,
+                        dots,
+                        scan,
+                        widen_bf16,
+                        widen_f16,
+                        row_kernels<float>(),
+                        row_kernels<double>(),
+                        compare,
+                        is_active,
+                        accumulate};
 
 }  // namespace mmfast

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from mmfast import _C
 from mmfast.search import arrays
+from mmfast.search.image import encode
 from mmfast.search.results import SearchResult
 from mmfast.search.settings import METRICS, check_choice, check_int
 
@@ -63,15 +60,7 @@ def exact_search(queries: object, vectors: object, k: int, *, metric: str = "cos
     asked, single = arrays.check_rows("queries", queries, matrix.shape[1])
     allowed = None if mask is None else arrays.check_mask("mask", mask, len(matrix))
     stored, dtype = arrays.as_stored("vectors", matrix, metric, threads)
-    rows = vector_set(stored, dtype, metric, threads)
+    image = encode(stored, dtype, metric, threads)
+    rows = _C.VectorSet(stored, dtype, metric, *image, None)
     keys, distances = rows.search(arrays.as_queries(asked, metric, threads), k, allowed, False, threads)
     return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)
-
-
-def vector_set(
-    stored: npt.NDArray[Any], dtype: str, metric: str, threads: int, keys: npt.NDArray[np.int64] | None = None
-) -> _C.VectorSet:
-    """Encode checked rows for searching."""
-    centre, unit = _C.search_frame(stored, dtype, metric)
-    digits, terms = _C.encode_rows(stored, dtype, metric, centre, unit, threads)
-    return _C.VectorSet(stored, dtype, metric, digits, terms, centre, unit, keys)

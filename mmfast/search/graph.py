@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast import _C
+from mmfast.search.image import aligned
 from mmfast.search.settings import Settings
 
 # Measured: up to here looking at every row is as fast as walking the graph, and it is exact.
@@ -145,7 +146,8 @@ def _layout(levels: npt.NDArray[np.int16], neighbours: Rows) -> npt.NDArray[np.i
 def _placed(graph: _Graph, place: Rows, nodes: int, above: int) -> tuple[Rows, Rows]:
     """Return the neighbours of each place, and those on the next level of the first ones, which ``above`` counts."""
     at = place[graph.rows]
-    neighbours = np.full((nodes, graph.neighbours.shape[1]), -1, dtype=np.int32)
+    neighbours = aligned((nodes, graph.neighbours.shape[1]), np.int32)
+    neighbours.fill(-1)
     neighbours[at] = np.where(graph.neighbours >= 0, at[graph.neighbours], np.int32(-1))
     upper = np.full((above, graph.upper.shape[1]), -1, dtype=np.int32)
     lifted = at[graph.levels > 0]

@@ -61,7 +61,7 @@ class Index(Searchable):
 
     Notes
     -----
-    A row takes ndim storage scalars, ndim bytes more for its 8-bit image, 28 bytes, and in the graph 4 bytes a link, at
+    A row takes ndim storage scalars, ndim bytes more for its 8-bit image, 32 bytes, and in the graph 4 bytes a link, at
     two links per unit of connectivity. Rows are searched exactly, in O(N) by 8-bit products, until there are enough for
     a graph to be faster; it is then built in the background, while searches go on. :meth:`build` builds it at once.
     All methods may be called from several threads. Searching needs no lock; who adds or removes waits for the others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +12,9 @@ import numpy.typing as npt
 from mmfast import _C
 from mmfast.search import arrays
 from mmfast.search.graph import Links, Progress, plan_graph
+from mmfast.search.image import Image, aligned, encode
 from mmfast.search.settings import Settings
 from mmfast.search.tuning import Curve, measure
-
-
-class Image(NamedTuple):
-    """The 8-bit image of rows (csrc/vectors.h)."""
-
-    digits: npt.NDArray[np.int8]
-    terms: npt.NDArray[np.float32]
-    centre: npt.NDArray[np.float32]
-    unit: float
-
-
-def encode(stored: npt.NDArray[Any], settings: Settings, threads: int, like: Image | None = None) -> Image:
-    """Make the image of rows, in the frame of another where one is given."""
-    centre, unit = (like.centre, like.unit) if like else _C.search_frame(stored, settings.dtype, settings.metric)
-    digits, terms = _C.encode_rows(stored, settings.dtype, settings.metric, centre, unit, threads)
-    return Image(digits, terms, centre, unit)
 
 
 class Segment:
@@ -63,9 +48,10 @@ class Segment:
         """Return a segment of these rows, and the order that they were brought into, if it is another."""
         plan = plan_graph(stored, settings, threads, progress)
         if plan is None:
-            return cls(settings, keys, stored, encode(stored, settings, threads)), None
-        keys, stored = keys[plan.order], stored[plan.order]
-        segment = cls(settings, keys, stored, encode(stored, settings, threads), plan.first)
+            return cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads)), None
+        keys = keys[plan.order]
+        stored = np.take(stored, plan.order, axis=0, out=aligned(stored.shape, stored.dtype))
+        segment = cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads), plan.first)
         allowed = np.ones(len(stored), dtype=np.bool_)
         allowed[plan.held.start : plan.held.stop] = False
         queries = arrays.widen(stored[plan.held.start : plan.held.stop], settings.dtype)
@@ -85,8 +71,8 @@ class Segment:
 
     def bytes(self) -> int:
         """Return the memory that its arrays take, mapped or not."""
-        held = [self.keys, self.stored, self.image.digits, self.image.terms, self.image.centre]
-        return sum(each.nbytes for each in [*held, *(self.links[:3] if self.links else ())])
+        held = [self.keys, self.stored, *(self.links[:3] if self.links else ())]
+        return sum(int(each.nbytes) for each in held) + self.image.bytes()
 
     @cached_property
     def _by_key(self) -> npt.NDArray[np.int64]:

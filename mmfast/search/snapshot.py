@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast import _C
 from mmfast.search.graph import Links
-from mmfast.search.segment import Image, Segment
+from mmfast.search.image import Image, sizes
+from mmfast.search.segment import Segment
 from mmfast.search.settings import KEY_LIMIT, Settings
 from mmfast.search.state import Part, State
 from mmfast.search.storage import Bytes
@@ -39,7 +39,7 @@ def pack_state(state: State) -> list[Bytes]:
             "curve": segment.curve.to_json() if segment.curve else None,
             "built": segment.built,
         }
-        arrays += [segment.keys, segment.stored, segment.image.digits, segment.image.terms, segment.image.centre]
+        arrays += [segment.keys, segment.stored, *segment.image[:4]]
         if state.main.alive is not None:
             arrays.append(state.main.alive)
         if segment.links:
@@ -67,8 +67,9 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
     if (told := described["main"]) is not None:
         rows = told["rows"]
         keys, stored = read("<i8", rows), read(_STORED[settings.dtype], rows, ndim)
-        digits, terms = read("<i1", rows * _C.code_depth(ndim) + 64), read("<f4", 4, (rows + 63) // 64 * 64 + 64)
-        image = Image(digits, terms, read("<f4", ndim), told["unit"])
+        plane, terms = sizes(rows, ndim)
+        digits = read("<u1", *plane), read("<u1", *plane)
+        image = Image(*digits, read("<f4", *terms), read("<f4", ndim), told["unit"])
         alive = read("?", rows) if told["removed"] else None
         links = None
         if told["links"]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"mmfastix"
-VERSION = 3
+VERSION = 4
 _ALIGNMENT = 64  # of sections, so that arrays can be used where they lie
 _PREFIX = struct.Struct("<8sIIQ")
 _CHECKSUM_BYTES = 32

@@ -17,6 +17,7 @@ import numpy.typing as npt
 # Neighbours that recall is measured for. A search for other numbers takes the next larger, or is in proportion.
 _K = (10, 100)
 _EXPANSIONS = sorted({round(10 * 1.25**step) for step in range(21)})  # up to 867
+_COMPARED = 48  # candidates of the walks by which digits of 4 and 8 bits are compared
 _MARGIN = 0.005  # one standard error of a recall measured with 256 queries
 _SINGLE = 48  # queries timed one at a time
 _MANY = 64  # queries in a call: from here on they count as a batch
@@ -32,9 +33,10 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The points for each number of neighbours, and the exact engine's time."""
+    """The points for each number of neighbours, by 4-bit digits if ``coarse``, and the exact engine's time."""
 
     points: dict[int, list[Point]]
+    coarse: bool
     exact_batch_seconds: float
     exact_single_seconds: float
 
@@ -42,6 +44,7 @@ class Curve(NamedTuple):
         """Return what :meth:`from_json` takes."""
         return {
             "points": {str(k): [list(point) for point in points] for k, points in self.points.items()},
+            "coarse": self.coarse,
             "exact": [self.exact_batch_seconds, self.exact_single_seconds],
         }
 
@@ -49,7 +52,7 @@ class Curve(NamedTuple):
     def from_json(cls, value: dict[str, Any]) -> Curve:
         """Make a curve again."""
         points = {int(k): [Point(*point) for point in points] for k, points in value["points"].items()}
-        return cls(points, *value["exact"])
+        return cls(points, value["coarse"], *value["exact"])
 
 
 Mask = npt.NDArray[np.bool_]
@@ -65,11 +68,29 @@ def measure(
     exact_batch = _seconds(lambda: rows.search(queries, _K[0], None, False, threads)) / len(queries)
     exact_single = _seconds(lambda: [rows.search(few[i : i + 1], _K[0], None, False, threads) for i in range(4)]) / 4
     points = {}
+    coarse = True
     for k in _K:
         asked = queries if k == _K[0] else queries[: max(1, len(queries) // 8)]
         truth, _ = rows.search(asked, k, allowed, False, threads)
-        points[k] = list(_walks(rows, asked, few, truth, walked, exact_batch, threads))
-    return Curve(points, exact_batch, exact_single)
+        if k == _K[0]:
+            coarse = _coarse_leads(rows, asked, truth, walked, threads)
+        points[k] = list(_walks(rows, asked, few, truth, coarse, walked, exact_batch, threads))
+    return Curve(points, coarse, exact_batch, exact_single)
+
+
+def _coarse_leads(
+    rows: Any, queries: npt.NDArray[np.float32], truth: npt.NDArray[np.int64], allowed: Mask | None, threads: int
+) -> bool:
+    """Tell whether walks by 4-bit digits find as much as by 8, for half of the memory traffic."""
+    by_four, by_eight = (
+        _recall(rows.graph_search(queries, truth.shape[1], _COMPARED, coarse, allowed, False, threads)[0], truth)
+        for coarse in (True, False)
+    )
+    return by_four >= by_eight - _MARGIN
+
+
+def _recall(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
+    return float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())
 
 
 def _walks(
@@ -77,6 +98,7 @@ def _walks(
     queries: npt.NDArray[np.float32],
     few: npt.NDArray[np.float32],
     truth: npt.NDArray[np.int64],
+    coarse: bool,
     allowed: Mask | None,
     exact_seconds: float,
     threads: int,
@@ -85,10 +107,10 @@ def _walks(
     k = truth.shape[1]
     for expansion in (each for each in _EXPANSIONS if each >= k):
         begin = time.perf_counter()
-        found, _, _ = rows.graph_search(queries, k, expansion, allowed, False, threads)
+        found, _, _ = rows.graph_search(queries, k, expansion, coarse, allowed, False, threads)
         batch = (time.perf_counter() - begin) / len(queries)
-        single = _seconds(lambda: rows.graph_search(few, k, expansion, allowed, False, 1)) / len(few)  # noqa: B023
-        recall = float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())
+        single = _seconds(lambda: rows.graph_search(few, k, expansion, coarse, allowed, False, 1)) / len(few)  # noqa: B023
+        recall = _recall(found, truth)
         yield Point(expansion, recall, batch, single)
         if recall > 0.997 or min(batch, single) > 2 * exact_seconds:
             return

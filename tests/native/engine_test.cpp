@@ -225,14 +225,23 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
   double unit = 1;
   const Vectors vectors = {x.data(), Scalar::kF32, rows, features};
   choose_frame(vectors, metric, centre.data(), &unit);
-  const int depth = code_depth(features);
+  const int width = code_width(features);
   const int64_t padded = (rows + 63) / 64 * 64 + 64;
-  std::vector<int8_t> digits(rows * depth + 64);
-  std::vector<float> terms(4 * padded);
+  std::vector<uint8_t> coarse(rows * width + 64), fine(rows * width + 64);
+  std::vector<float> terms(5 * padded);
   float* const t = terms.data();
-  encode(vectors, metric, centre.data(), unit, digits.data(), t, t + padded, t + 2 * padded, t + 3 * padded, 2);
-  const Codes codes = {digits.data(), t,    t + padded, t + 2 * padded, t + 3 * padded,
-                       centre.data(), unit, rows,       features,       depth};
+  encode(vectors, metric, centre.data(), unit,
+         {coarse.data(), fine.data(), t, t + padded, t + 2 * padded, t + 3 * padded, t + 4 * padded}, 2);
+  const Codes codes = {{coarse.data(), fine.data(), width},
+                       t,
+                       t + padded,
+                       t + 2 * padded,
+                       t + 3 * padded,
+                       t + 4 * padded,
+                       centre.data(),
+                       unit,
+                       rows,
+                       features};
   std::vector<int32_t> neighbours(rows * rows, -1), copies(rows, -1);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < rows - 1; ++j) neighbours[i * rows + j] = int32_t(j < i ? j : j + 1);
@@ -245,8 +254,9 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
       const ExactSearch search = {
           vectors, codes, metric, nullptr, mask, q.data(), queries, k, std::numeric_limits<double>::infinity(), 2};
       const auto exact = exact_search(search);
-      const auto walked =
-          graph_search(search, {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1}, int(rows));
+      const Links links = {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1};
+      const auto walked = graph_search(search, links, int(rows), false);
+      const auto walked_coarsely = graph_search(search, links, int(rows), true);
       for (int64_t j = 0; j < queries; ++j) {
         std::vector<Neighbour> truth;
         for (int64_t i = 0; i < rows; ++i) {
@@ -263,6 +273,7 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
         check(same(exact[j]), "exact search: " + tier + ", " + std::to_string(features) + " features, data " +
                                   std::to_string(int(data)) + ", metric " + std::to_string(int(metric)));
         check(same(walked[j]), "graph search: " + tier + ", " + std::to_string(features) + " features");
+        check(same(walked_coarsely[j]), "coarse graph search: " + tier + ", " + std::to_string(features) + " features");
       }
     }
   }
