@@ -357,7 +357,8 @@ def test_the_choice_of_an_engine() -> None:
         (1, 100, 0.9, 1.0): 200,
         (1, 200, 0.9, 1.0): 400,
     }.items():
-        assert tuning.choose(curve, queries, k, recall, share) == expected
+        assert curve.choose(queries, k, recall, share) == expected
+        assert curve.choose(queries, k, recall, share) == expected  # remembered
 
 
 def test_a_graph_in_pieces_finds_as_many_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

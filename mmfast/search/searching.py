@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from mmfast.search.results import RangeResult
 from mmfast.search.state import Mask, Part, State
-from mmfast.search.tuning import choose
 
 Keys = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float32]
@@ -82,7 +81,7 @@ def _nearest_of(
     if segment.links is not None and expansion is None and not options.exact and k < available:
         share = available / len(segment)
         expansion = (
-            choose(segment.curve, len(queries), k, options.recall, share)
+            segment.curve.choose(len(queries), k, options.recall, share)
             if segment.curve
             else int(_CANDIDATES * k / share)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ _EXPANSIONS = sorted({round(10 * 1.25**step) for step in range(21)})  # up to 86
 _COMPARED = 48  # candidates of the walks by which digits of 4 and 8 bits are compared
 _MARGIN = 0.005  # one standard error of a recall measured with 256 queries
 _SINGLE = 48  # queries timed one at a time
+_REMEMBERED = 1000  # choices
 _MANY = 64  # queries in a call: from here on they count as a batch
 
 
@@ -32,13 +34,43 @@ class Point(NamedTuple):
     single_seconds: float  # for a query by itself
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True)
+class Curve:
     """The points for each number of neighbours, by 4-bit digits if ``coarse``, and the exact engine's time."""
 
     points: dict[int, list[Point]]
     coarse: bool
     exact_batch_seconds: float
     exact_single_seconds: float
+    _chosen: dict[tuple[bool, int, float], int | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def choose(self, queries: int, k: int, recall: float, share: float) -> int | None:
+        """Choose with how many candidates to walk, for a number of queries; None: the exact engine is to search.
+
+        A ``share`` of the rows may be found: a walk meets as many others, and the exact engine looks at no others.
+        """
+        batch = queries >= _MANY
+        if share < 1:
+            return self._choose(batch, k, recall, share)
+        asked = (batch, k, recall)
+        try:  # another thread may empty it at any time
+            return self._chosen[asked]
+        except KeyError:
+            if len(self._chosen) >= _REMEMBERED:
+                self._chosen.clear()
+            chosen = self._chosen[asked] = self._choose(batch, k, recall, 1)
+            return chosen
+
+    def _choose(self, batch: bool, k: int, recall: float, share: float) -> int | None:
+        measured = next((each for each in _K if k <= each), _K[-1])
+        factor = max(k / measured, 1) / share
+        exact = (self.exact_batch_seconds if batch else self.exact_single_seconds) * share
+        for point in self.points[measured]:
+            if point.recall < min(recall + _MARGIN, 1):
+                continue
+            walk = (point.batch_seconds if batch else point.single_seconds) * factor
+            return max(int(point.ef * factor), k) if walk < exact else None
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` takes."""
@@ -120,20 +152,3 @@ def _seconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
-
-
-def choose(curve: Curve, queries: int, k: int, recall: float, share: float) -> int | None:
-    """Choose with how many candidates to walk, for a number of queries; None: the exact engine is to search.
-
-    A ``share`` of the rows may be found: a walk meets as many others, and the exact engine looks at no others.
-    """
-    measured = next((each for each in _K if k <= each), _K[-1])
-    factor = max(k / measured, 1) / share
-    batch = queries >= _MANY
-    exact = (curve.exact_batch_seconds if batch else curve.exact_single_seconds) * share
-    for point in curve.points[measured]:
-        if point.recall < min(recall + _MARGIN, 1):
-            continue
-        walk = (point.batch_seconds if batch else point.single_seconds) * factor
-        return max(int(point.ef * factor), k) if walk < exact else None
-    return None
