@@ -13,6 +13,7 @@ namespace mmfast {
 namespace {
 
 constexpr int kBlockRows = 192;  // a multiple of the rows of every kernel; with its digits in the second-level cache
+constexpr int kCopy = 5;         // what copying a row costs, in products with a query
 constexpr int kFirstRows = 64;   // of the first block, all of whose rows pass: no threshold is known
 constexpr int64_t kGroupPanels = 16;     // of queries, screened against a block while it is in the cache
 constexpr int64_t kFewQueries = 18;      // measured: up to here one by one is faster than in a panel of 64
@@ -21,75 +22,76 @@ constexpr double kUnit = 0x1p-24, kInfinite = std::numeric_limits<double>::infin
 
 // Some rows in memory order: a part of all, or copies of those allowed.
 struct Block {
-  Planes digits;
-  const float *scale, *half, *norm, *residual, *coarse_residual;
-  const int32_t* ids;  // null: first, first + 1, ...
+  Codes codes;
+  const int32_t* ids;   // null: first, first + 1, ...
+  const bool* allowed;  // null: all
   int64_t first;
   int count;
   int64_t row(int i) const { return ids ? ids[i] : first + i; }
 };
 
-// Room for the copies. Rows are padded as the kernels want.
+// Copies rows together, in room of its own, where few of them are allowed.
 class BlockReader {
  public:
-  BlockReader(const ExactSearch& search, int64_t begin, int64_t end) : search_(search), next_(begin), end_(end) {
+  BlockReader(const ExactSearch& search, int64_t begin, int64_t end, int queries)
+      : search_(search), copied_(search.codes), next_(begin), end_(end), queries_(queries) {
     if (!search.allowed) return;
     for (auto& plane : planes_) plane.resize(size_t(kBlockRows) * search.codes.digits.width + kQueryAlign);
-    terms_.resize(5 * kBlockRows);
+    for (auto& term : terms_) term.resize(kBlockRows);
     ids_.resize(kBlockRows);
+    copied_.digits.coarse = planes_[0].data();
+    copied_.digits.fine = planes_[1].data();
+    copied_.scale = terms_[0].data();
+    copied_.half = terms_[1].data();
+    copied_.norm = terms_[2].data();
+    copied_.residual = terms_[3].data();
+    copied_.coarse_residual = terms_[4].data();
   }
 
   bool read(Block& block) {
-    const Codes& c = search_.codes;
-    const int width = c.digits.width, wanted = first_ ? kFirstRows : kBlockRows;
+    const bool* const allowed = search_.allowed;
+    if (allowed) skip();
+    const int wanted = first_ ? kFirstRows : kBlockRows;
+    const int span = int(std::min<int64_t>(wanted, end_ - next_));
     first_ = false;
-    if (!search_.allowed) {
-      block = {{c.digits.coarse + next_ * width, c.digits.fine + next_ * width, width},
-               c.scale + next_,
-               c.half + next_,
-               c.norm + next_,
-               c.residual + next_,
-               c.coarse_residual + next_,
-               nullptr,
-               next_,
-               int(std::min<int64_t>(wanted, end_ - next_))};
-      next_ += block.count;
-      return block.count > 0;
+    if (!allowed || std::count(allowed + next_, allowed + next_ + span, true) * (queries_ + kCopy) >= span * queries_) {
+      block = {search_.codes.from(next_), nullptr, allowed ? allowed + next_ : nullptr, next_, span};
+      next_ += span;
+      return span > 0;
     }
-    float* const terms = terms_.data();
     int count = 0;
-    for (; next_ < end_ && count < wanted; ++next_) {
-      for (uint64_t eight; next_ + 8 <= end_; next_ += 8) {
-        std::memcpy(&eight, search_.allowed + next_, 8);
-        if (eight) break;
-      }
-      if (next_ == end_) break;
-      if (!search_.allowed[next_]) continue;
-      std::copy_n(c.digits.coarse + next_ * width, width, planes_[0].data() + int64_t(count) * width);
-      std::copy_n(c.digits.fine + next_ * width, width, planes_[1].data() + int64_t(count) * width);
-      const float values[] = {c.scale[next_], c.half[next_], c.norm[next_], c.residual[next_],
-                              c.coarse_residual[next_]};
-      for (int t = 0; t < 5; ++t) terms[t * kBlockRows + count] = values[t];
-      ids_[count++] = int32_t(next_);
-    }
-    block = {{planes_[0].data(), planes_[1].data(), width},
-             terms,
-             terms + kBlockRows,
-             terms + 2 * kBlockRows,
-             terms + 3 * kBlockRows,
-             terms + 4 * kBlockRows,
-             ids_.data(),
-             0,
-             count};
+    for (skip(); next_ < end_ && count < wanted; ++next_, skip()) copy(next_, count++);
+    block = {copied_, ids_.data(), nullptr, 0, count};
     return count > 0;
   }
 
  private:
+  // To the next row that is allowed.
+  void skip() {
+    for (uint64_t eight; next_ + 8 <= end_; next_ += 8) {
+      std::memcpy(&eight, search_.allowed + next_, 8);
+      if (eight) break;
+    }
+    while (next_ < end_ && !search_.allowed[next_]) ++next_;
+  }
+
+  void copy(int64_t row, int to) {
+    const Codes c = search_.codes.from(row);
+    const int width = c.digits.width;
+    std::copy_n(c.digits.coarse, width, planes_[0].data() + int64_t(to) * width);
+    std::copy_n(c.digits.fine, width, planes_[1].data() + int64_t(to) * width);
+    const float terms[] = {*c.scale, *c.half, *c.norm, *c.residual, *c.coarse_residual};
+    for (int t = 0; t < 5; ++t) terms_[t][to] = terms[t];
+    ids_[to] = int32_t(row);
+  }
+
   const ExactSearch& search_;
+  Codes copied_;
   int64_t next_, end_;
+  int64_t queries_;
   bool first_ = true;
   std::vector<uint8_t> planes_[2];
-  std::vector<float> terms_;
+  std::vector<float> terms_[5];
   std::vector<int32_t> ids_;
 };
 
@@ -120,7 +122,7 @@ class Group {
   }
 
   void run(int64_t begin, int64_t end) {
-    BlockReader reader(search_, begin, end);
+    BlockReader reader(search_, begin, end, count_);
     Block block;
     while (reader.read(block)) packed_ ? screen(block) : scan(block);
   }
@@ -189,14 +191,15 @@ class Group {
   }
 
   void screen(const Block& block) {
-    tier_.dots({block.digits, nullptr, block.count, ones_.data(), depth_, products_.data()});
-    tier_.unpack(block.digits, block.count, unpacked_.data());
+    const Codes& codes = block.codes;
+    tier_.dots({codes.digits, nullptr, block.count, ones_.data(), depth_, products_.data()});
+    tier_.unpack(codes.digits, block.count, unpacked_.data());
     RowBound bounds[kBlockRows];
     for (int i = 0; i < block.count; ++i) {
-      const double n = block.norm[i], e = block.residual[i], h = block.half[i];
+      const double n = codes.norm[i], e = codes.residual[i], h = codes.half[i];
       const double slack = largest_norm_ * (n * largest_error_ + e);
       const double rounding = 32 * kUnit * (h + slack + largest_norm_ * n);
-      bounds[i] = {block.scale[i], float(h - slack - rounding), 0, -tier_.query_offset * products_[i]};
+      bounds[i] = {codes.scale[i], float(h - slack - rounding), 0, -tier_.query_offset * products_[i]};
     }
     uint64_t masks[kBlockRows];
     for (int begin = 0; begin < count_; begin += kPanel) {
@@ -204,11 +207,13 @@ class Group {
       tier_.screen({unpacked_.data(), bounds, block.count, panels_.data() + size_t(begin) * depth_,
                     inverse_.data() + begin, thresholds_.data() + begin, nullptr, depth_, masks, nullptr});
       int hit_counts[kPanel] = {};
-      for (int i = 0; i < block.count; ++i)
+      for (int i = 0; i < block.count; ++i) {
+        if (block.allowed && !block.allowed[i]) continue;
         for (uint64_t word = masks[i]; word; word &= word - 1) {
           const int c = __builtin_ctzll(word);
           hits_[c * kBlockRows + hit_counts[c]++] = i;
         }
+      }
       for (int c = 0; c < count; ++c) {
         if (!hit_counts[c]) continue;
         offer(block, begin + c, hits_.data() + c * kBlockRows, hit_counts[c]);
@@ -223,12 +228,16 @@ class Group {
       const Query& q = queries_[j];
       const double inverse = inverse_[j];
       const auto weight = [&](double bound) { return float(bound * inverse * (1 + 32 * kUnit)); };
-      tier_.scan({block.digits, block.scale, block.half, block.norm, block.residual, block.coarse_residual, block.count,
+      const Codes& c = block.codes;
+      tier_.scan({c.digits, c.scale, c.half, c.norm, c.residual, c.coarse_residual, block.count,
                   digits_.data() + size_t(j) * padded_, q.sum, threshold(j), float(inverse * (1 - 32 * kUnit)),
                   weight(q.residual + 32 * kUnit * q.norm), weight(q.norm), weight(q.norm + q.residual), masks});
       int count = 0;
       for (int w = 0; w * kPanel < block.count; ++w)
-        for (uint64_t word = masks[w]; word; word &= word - 1) hits_[count++] = w * kPanel + __builtin_ctzll(word);
+        for (uint64_t word = masks[w]; word; word &= word - 1) {
+          const int i = w * kPanel + __builtin_ctzll(word);
+          if (!block.allowed || block.allowed[i]) hits_[count++] = i;
+        }
       if (count) offer(block, j, hits_.data(), count);
     }
   }
@@ -236,7 +245,7 @@ class Group {
   // Bounds the scores of rows of the block that passed.
   void offer(const Block& block, int j, const int32_t* ids, int count) {
     const Query& q = queries_[j];
-    tier_.dots({block.digits, ids, count, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
+    tier_.dots({block.codes.digits, ids, count, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
     const Ranker rank = ranker(j);
     for (int n = 0; n < count; ++n) {
       const int64_t row = block.row(ids[n]);

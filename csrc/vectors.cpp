@@ -61,6 +61,14 @@ void Vectors::fetch(int64_t i) const {
   mmfast::fetch(static_cast<const char*>(data) + i * size, size);
 }
 
+Codes Codes::from(int64_t row) const {
+  Codes rest = *this;
+  for (const uint8_t** plane : {&rest.digits.coarse, &rest.digits.fine}) *plane += row * digits.width;
+  for (const float** term : {&rest.scale, &rest.half, &rest.norm, &rest.residual, &rest.coarse_residual}) *term += row;
+  rest.rows -= row;
+  return rest;
+}
+
 int code_width(int features) {
   const int half = (features + 1) / 2, lines = (half + 63) / 64 * 64;
   return lines - half <= half / 16 ? lines : (half + 7) / 8 * 8;

@@ -43,6 +43,7 @@ struct Codes {
   int64_t rows;
   int features;
   int depth() const { return 2 * digits.width; }
+  Codes from(int64_t row) const;  // the rows from there on
 };
 
 // Where to write an image.
