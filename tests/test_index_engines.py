@@ -17,8 +17,10 @@ import torch
 
 from mmfast import Index
 from mmfast.search import folding, searching, tuning
-from mmfast.search.graph import EXACT_ROWS
+from mmfast.search.arrays import encode
+from mmfast.search.graph import EXACT_ROWS, as_bytes
 from mmfast.search.segment import Segment
+from mmfast.search.settings import Settings
 from tests.test_index import gaussian, true_distances
 
 COUNT = EXACT_ROWS + 500
@@ -340,6 +342,32 @@ def test_walks_go_by_four_bits_where_these_lead_as_well_as_eight(ndim: int, coar
     truth = index.search(queries, 10, exact=True).keys
     found = index.search(queries, 10, ef=100).keys
     assert (found[:, :, None] == truth[:, None, :]).any(axis=2).mean() > 0.98
+
+
+def test_a_graph_is_built_from_bytes_where_these_tell_neighbours_apart() -> None:
+    plain = gaussian(3000, 24)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    clusters = np.repeat(plain[:50], 60, axis=0) + 1e-4 * gaussian(3000, 24, seed=3)
+    outlier = plain.copy()
+    outlier[7] *= 1000
+    copies = np.repeat(plain[:100], 30, axis=0)
+    for rows, metric, expected in [
+        (plain, "l2sq", True),
+        (plain, "cos", True),
+        (plain, "ip", False),
+        (clusters, "l2sq", False),
+        (outlier, "l2sq", False),
+        (copies, "l2sq", False),
+        (np.zeros_like(plain), "l2sq", False),
+    ]:
+        small = as_bytes(rows, Settings(24, metric, "f32", 16, 128), threads=2)
+        assert (small is not None) is expected
+        if small is not None:  # the order of squared distances is that of the rows
+            near = [np.argsort(((each - each[:1].astype(float)) ** 2).sum(axis=1))[:11] for each in (rows, small)]
+            assert len(set(near[0]) & set(near[1])) >= 10
+    for dtype in ("f32", "f16", "bf16", "i8"):
+        stored = encode("rows", plain, "cos", dtype, 2)
+        assert as_bytes(stored, Settings(24, "cos", dtype, 16, 128), threads=2) is not None
 
 
 def test_the_choice_of_an_engine() -> None:
