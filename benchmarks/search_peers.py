@@ -29,8 +29,8 @@ Search = Callable[[Floats], Any]  # queries (n, D) -> row numbers (n, k), or (k,
 
 CONNECTIVITY = 16  # links per row in the upper layers; twice as many where all rows are
 EXPANSION_ADD = 128
-# Beams over k: factors of about √2, from the least to where all graphs have passed 0.99.
-BEAMS = (1, 1.4, 2, 2.8, 4, 5.6, 8, 11, 16, 23, 32)
+# Beams over k, from the least to where all graphs have passed 0.99; closest where 0.95 to 0.99 is reached.
+BEAMS = (1, 1.4, 1.8, 2, 2.2, 2.5, 2.8, 3.4, 4, 4.8, 5.6, 6.8, 8, 9.5, 11, 16, 23, 32)
 PROBES = (8, 16, 32, 64, 128, 256, 512)
 REFINED = (2, 4, 8, 16)  # candidates over k whose distances are computed from the vectors
 RECALLS = (0.9, 0.95, 0.98, 0.99)

@@ -70,7 +70,7 @@ class Shortlist {
     int64_t row;
     double upper;
   };
-  static constexpr int64_t kLeastWaiting = 512;
+  static constexpr int64_t kLeastWaiting = 64;
   int64_t limit() const { return k_ == kAll ? kLeastWaiting : std::max(kLeastWaiting, 4 * k_); }
 
   void raise(double lower) {
