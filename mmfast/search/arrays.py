@@ -32,6 +32,7 @@ _STORED = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "
 _NAMES = {dtype: name for name, dtype in _STORED.items()}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
+_FLOAT32 = np.dtype(np.float32)
 _KEY_KINDS = "an int, or a sequence, NumPy array or dense torch tensor of integers"
 
 
@@ -151,6 +152,8 @@ def as_stored(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, threads: 
         tensor = (_narrow(name, rows, metric) if rows.dtype == torch.float64 else rows).cpu().contiguous()
         dtype = _NAMES[tensor.dtype]
         array = (tensor.view(torch.int16) if dtype == "bf16" else tensor).numpy()
+    elif rows.dtype is _FLOAT32 and rows.flags.c_contiguous:  # what most queries are
+        array, dtype = rows, "f32"
     else:
         array = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
         if array.dtype == np.float64:

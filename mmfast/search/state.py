@@ -53,7 +53,9 @@ class State(NamedTuple):
 
     def parts(self) -> tuple[Part, ...]:
         """Return the parts there are."""
-        return tuple(part for part in self if part is not None)
+        if self.main is None:
+            return () if self.tail is None else (self.tail,)
+        return (self.main,) if self.tail is None else (self.main, self.tail)
 
     def size(self) -> int:
         """Return the number of keys."""
