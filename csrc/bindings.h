@@ -11,5 +11,6 @@ constexpr int kMaxThreads = 1024;  // OpenMP ends the process where it cannot st
 int allowed_threads(int threads);
 
 void bind_search(pybind11::module_& m);
+void bind_vectors(pybind11::module_& m);
 
 }  // namespace mmfast

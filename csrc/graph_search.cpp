@@ -75,13 +75,13 @@ class Beam {
   // Entries from here on find no room.
   uint64_t limit() const { return size_ < capacity_ ? ~uint64_t(0) : entries_[size_ - 1]; }
 
-  // Adds up to kTogether entries below the limit and drops what finds no room. What is there is moved once.
-  static constexpr int kTogether = 16;
+  // Adds up to kAtOnce entries below the limit and drops what finds no room. What is there is moved once.
+  static constexpr int kAtOnce = 16;
   void insert(const uint64_t* fresh, int count) {
     if (!count) return;
     if (int(entries_.size()) < size_ + count) entries_.resize(size_ + count);
-    uint64_t sorted[kTogether], *const begin = entries_.data();
-    int places[kTogether];
+    uint64_t sorted[kAtOnce], *const begin = entries_.data();
+    int places[kAtOnce];
     for (int i = 0; i < count; ++i) {
       // Which is smaller nobody can foretell: no branch depends on it.
       int rank = 0, at = 0;
@@ -192,10 +192,10 @@ class Walk {
     g_->tier.dots({digits, fresh, count, digits_.data(), encoded_.sum, products_.data()});
     const float factor = float(encoded_.scale);
     const bool with_half = squared();
-    for (int begin = 0; begin < count; begin += Beam::kTogether) {
-      const int end = std::min(begin + Beam::kTogether, count);
+    for (int begin = 0; begin < count; begin += Beam::kAtOnce) {
+      const int end = std::min(begin + Beam::kAtOnce, count);
       const uint64_t limit = beam_.limit();
-      uint64_t entries[Beam::kTogether];
+      uint64_t entries[Beam::kAtOnce];
       int near = 0;
       for (int i = begin; i < end; ++i) {
         const float score = factor * c.scale[fresh[i]] * float(products_[i]);
