@@ -21,7 +21,7 @@ struct GraphSearch {
   const Links& links;
   const Tier& tier;
   int expansion;
-  bool coarse;
+  Precision precision;
 };
 
 // The rows that a walk has met, in order.
@@ -153,7 +153,7 @@ class Walk {
     if (ending_ == kRanking) return false;
     const Links& links = g_->links;
     if (measured_ < met_.count()) {
-      measure();
+      collect();
       return true;
     }
     const int32_t at = beam_.take();
@@ -175,31 +175,48 @@ class Walk {
 
   void prepare(int32_t row) const {
     const Codes& c = g_->search.codes;
+    if (g_->precision == Precision::kRows) return g_->search.vectors.fetch(row);
     fetch(c.digits.coarse + int64_t(row) * c.digits.width, c.digits.width);
-    if (!g_->coarse) fetch(c.digits.fine + int64_t(row) * c.digits.width, c.digits.width);
+    if (g_->precision == Precision::kEight) fetch(c.digits.fine + int64_t(row) * c.digits.width, c.digits.width);
     fetch(c.scale + row);
     if (squared()) fetch(c.half + row);
   }
 
-  // Puts the rows that are new into the beam.
-  void measure() {
+  // What the rows that are new are away from the query, but for a factor and a constant.
+  void measure(const int32_t* fresh, int count) {
     const Codes& c = g_->search.codes;
-    const int32_t* const fresh = met_.from(measured_);
-    const int count = met_.count() - measured_;
-    measured_ = met_.count();
+    distances_.resize(count);
+    if (g_->precision == Precision::kRows) {
+      const Ranker rank_of = ranker();
+      for (int i = 0; i < count; ++i)
+        distances_[i] = float(squared() ? rank_of(fresh[i]).rank : 1 + rank_of(fresh[i]).rank);
+      return;
+    }
     products_.resize(count);
-    const Planes digits = {c.digits.coarse, g_->coarse ? nullptr : c.digits.fine, c.digits.width};
+    const Planes digits = {c.digits.coarse, g_->precision == Precision::kFour ? nullptr : c.digits.fine,
+                           c.digits.width};
     g_->tier.dots({digits, fresh, count, digits_.data(), encoded_.sum, products_.data()});
     const float factor = float(encoded_.scale);
     const bool with_half = squared();
+    for (int i = 0; i < count; ++i) {
+      const float score = factor * c.scale[fresh[i]] * float(products_[i]);
+      distances_[i] = with_half ? c.half[fresh[i]] - score : -score;
+    }
+  }
+
+  // Puts the rows that are new into the beam.
+  void collect() {
+    const int32_t* const fresh = met_.from(measured_);
+    const int count = met_.count() - measured_;
+    measured_ = met_.count();
+    measure(fresh, count);
     for (int begin = 0; begin < count; begin += Beam::kAtOnce) {
       const int end = std::min(begin + Beam::kAtOnce, count);
       const uint64_t limit = beam_.limit();
       uint64_t entries[Beam::kAtOnce];
       int near = 0;
       for (int i = begin; i < end; ++i) {
-        const float score = factor * c.scale[fresh[i]] * float(products_[i]);
-        entries[near] = Beam::entry(with_half ? c.half[fresh[i]] - score : -score, fresh[i]);
+        entries[near] = Beam::entry(distances_[i], fresh[i]);
         near += entries[near] < limit;
       }
       for (int i = 0; i < near; ++i) {
@@ -253,14 +270,15 @@ class Walk {
   Shortlist list_;
   std::vector<int32_t> entries_, rows_, products_;
   std::vector<int8_t> digits_;
-  std::vector<float> scratch_;
+  std::vector<float> distances_, scratch_;
 };
 
 }  // namespace
 
-std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& s, const Links& links, int expansion, bool coarse) {
+std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& s, const Links& links, int expansion,
+                                                 Precision precision) {
   const DefaultArithmetic arithmetic;
-  const GraphSearch g = {s, links, current_tier(), expansion, coarse};
+  const GraphSearch g = {s, links, current_tier(), expansion, precision};
   std::vector<std::vector<Neighbour>> results(s.query_count);
   const int64_t tasks = (s.query_count + kQueriesTask - 1) / kQueriesTask;
   const auto run = [&](int64_t task) {

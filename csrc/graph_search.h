@@ -1,4 +1,4 @@
-// Approximate nearest neighbours by walking a graph of neighbours: products of 4 or 8 bits lead, float64 decides.
+// Approximate nearest neighbours by walking a graph of neighbours: products of few bits lead, float64 decides.
 //
 // The walk keeps the `expansion` nearest rows it has met, by the score of their digits (vectors.h), and goes on from
 // the nearest one it has not been at, until it has been at all of them. All links of one row are measured together,
@@ -26,10 +26,14 @@ struct Links {
   int entries;  // the first rows, where walks begin; at least 1
 };
 
+// What a walk goes by: the upper 4 bits of digits, which is half of the memory traffic; all 8; or the rows as they were
+// given, in float64, where digits around one centre cannot tell close rows apart. Which leads as well as the next
+// depends on the data.
+enum class Precision { kFour = 4, kEight = 8, kRows = 64 };
+
 // As exact_search, for search.k and any radius; a query of which fewer than k rows were found gets those. `expansion`
-// is at least 1. A coarse walk goes by the upper 4 bits of digits, which is half of the memory traffic; whether they
-// lead as well as 8 bits depends on the data.
+// is at least 1.
 std::vector<std::vector<Neighbour>> graph_search(const ExactSearch& search, const Links& links, int expansion,
-                                                 bool coarse);
+                                                 Precision precision);
 
 }  // namespace mmfast

@@ -85,13 +85,15 @@ class VectorSet {
   }
 
   // Also returns whether k rows were found for every query.
-  py::tuple graph_search(const Array<float>& queries, int64_t k, int expansion, bool coarse,
+  py::tuple graph_search(const Array<float>& queries, int64_t k, int expansion, int bits,
                          const std::optional<Array<bool>>& allowed, bool ranked, int threads) {
+    if (bits != 4 && bits != 8 && bits != 64) throw py::value_error("bits must be 4, 8 or 64");
     if (k < 1 || expansion < 1) throw py::value_error("k and expansion must be at least 1");
     if (!neighbours_) throw py::value_error("there is no graph: set_links first");
     expansion = int(std::min<int64_t>(expansion, links_.nodes));
-    const auto found = run(queries, k, kInfinite, allowed, threads,
-                           [&](const ExactSearch& s) { return mmfast::graph_search(s, links_, expansion, coarse); });
+    const auto found = run(queries, k, kInfinite, allowed, threads, [&](const ExactSearch& s) {
+      return mmfast::graph_search(s, links_, expansion, Precision(bits));
+    });
     const bool complete =
         std::all_of(found.begin(), found.end(), [&](const auto& row) { return int64_t(row.size()) == k; });
     const py::tuple results = matrix(k, ranked, found);
@@ -184,7 +186,7 @@ void bind_search(py::module_& m) {
       .def("set_links", &VectorSet::set_links, py::arg("neighbours").noconvert(), py::arg("upper").noconvert(),
            py::arg("copies").noconvert(), py::arg("entries"))
       .def("graph_search", &VectorSet::graph_search, py::arg("queries").noconvert(), py::arg("k"), py::arg("expansion"),
-           py::arg("coarse"), py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
+           py::arg("bits"), py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
       .def("range_search", &VectorSet::range_search, py::arg("queries").noconvert(), py::arg("radius"),
            py::arg("allowed").noconvert(), py::arg("threads"));
 }

@@ -330,15 +330,18 @@ def test_recall_is_what_was_asked_for() -> None:
     assert index.recall_curve() != curve
 
 
-@pytest.mark.parametrize(("ndim", "coarse"), [(2, False), (32, True)])
-def test_walks_go_by_four_bits_where_these_lead_as_well_as_eight(ndim: int, coarse: bool) -> None:
-    index, queries = Index(ndim, "l2sq", "f32"), gaussian(200, ndim, seed=2)
-    index.add(np.arange(4000), gaussian(4000, ndim))
+@pytest.mark.parametrize(("ndim", "clusters", "bits"), [(2, 0, 8), (32, 0, 4), (16, 25, 64)])
+def test_walks_go_by_the_fewest_bits_that_lead_as_well_as_more(ndim: int, clusters: int, bits: int) -> None:
+    index, rows = Index(ndim, "l2sq", "f32"), gaussian(4200, ndim)
+    if clusters:
+        rows = 1e-3 * rows + gaussian(clusters, ndim, seed=1)[np.arange(4200) % clusters]
+    rows, queries = rows[:4000], rows[4000:]
+    index.add(np.arange(4000), rows)
     index.build()
     main = index._state.main
     assert main is not None
     assert main.segment.curve is not None
-    assert main.segment.curve.coarse is coarse
+    assert main.segment.curve.bits == bits
     truth = index.search(queries, 10, exact=True).keys
     found = index.search(queries, 10, ef=100).keys
     assert (found[:, :, None] == truth[:, None, :]).any(axis=2).mean() > 0.98
@@ -372,7 +375,7 @@ def test_a_graph_is_built_from_bytes_where_these_tell_neighbours_apart() -> None
 
 def test_the_choice_of_an_engine() -> None:
     points = [tuning.Point(10, 0.9, 1e-5, 4e-5), tuning.Point(40, 0.97, 4e-5, 9e-5)]
-    curve = tuning.Curve({10: points, 100: [tuning.Point(200, 0.99, 9e-5, 2e-4)]}, True, 8e-5, 1e-3)
+    curve = tuning.Curve({10: points, 100: [tuning.Point(200, 0.99, 9e-5, 2e-4)]}, 4, 8e-5, 1e-3)
     assert tuning.Curve.from_json(curve.to_json()) == curve
     for (queries, k, recall, share), expected in {
         (1000, 10, 0.89, 1.0): 10,

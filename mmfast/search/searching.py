@@ -88,8 +88,8 @@ def _nearest_of(
     if expansion is None:
         keys, distances = segment.rows.search(queries, k, mask, ranked, threads)
         return keys, distances
-    coarse = segment.curve is not None and segment.curve.coarse
-    keys, distances, complete = segment.rows.graph_search(queries, k, max(expansion, k), coarse, mask, ranked, threads)
+    bits = segment.curve.bits if segment.curve else 8
+    keys, distances, complete = segment.rows.graph_search(queries, k, max(expansion, k), bits, mask, ranked, threads)
     # Where links lead to the same few rows, or to many that may not be found, a walk ends before it has met enough.
     if not complete and available:
         short = np.flatnonzero(keys[:, min(k, available) - 1] < 0)

@@ -18,7 +18,9 @@ import numpy.typing as npt
 # Neighbours that recall is measured for. A search for other numbers takes the next larger, or is in proportion.
 _K = (10, 100)
 _EXPANSIONS = sorted({round(10 * 1.25**step) for step in range(21)})  # up to 867
-_COMPARED = 48  # candidates of the walks by which digits of 4 and 8 bits are compared
+# Of each feature, that a walk can go by: digits, or the rows as they are stored, in float64. Fewer are faster.
+_BITS = (4, 8, 64)
+_COMPARED = 48  # candidates of the walks by which these are compared
 _MARGIN = 0.005  # one standard error of a recall measured with 256 queries
 _SINGLE = 48  # queries timed one at a time
 _REMEMBERED = 1000  # choices
@@ -36,10 +38,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """The points for each number of neighbours, by 4-bit digits if ``coarse``, and the exact engine's time."""
+    """The points for each number of neighbours, reached by so many bits of a feature, and the exact engine's time."""
 
     points: dict[int, list[Point]]
-    coarse: bool
+    bits: int
     exact_batch_seconds: float
     exact_single_seconds: float
     _chosen: dict[tuple[bool, int, float], int | None] = field(default_factory=dict, compare=False, repr=False)
@@ -76,7 +78,7 @@ class Curve:
         """Return what :meth:`from_json` takes."""
         return {
             "points": {str(k): [list(point) for point in points] for k, points in self.points.items()},
-            "coarse": self.coarse,
+            "bits": self.bits,
             "exact": [self.exact_batch_seconds, self.exact_single_seconds],
         }
 
@@ -84,7 +86,7 @@ class Curve:
     def from_json(cls, value: dict[str, Any]) -> Curve:
         """Make a curve again."""
         points = {int(k): [Point(*point) for point in points] for k, points in value["points"].items()}
-        return cls(points, value["coarse"], *value["exact"])
+        return cls(points, value["bits"], *value["exact"])
 
 
 Mask = npt.NDArray[np.bool_]
@@ -100,25 +102,25 @@ def measure(
     exact_batch = _seconds(lambda: rows.search(queries, _K[0], None, False, threads)) / len(queries)
     exact_single = _seconds(lambda: [rows.search(few[i : i + 1], _K[0], None, False, threads) for i in range(4)]) / 4
     points = {}
-    coarse = True
+    bits = _BITS[0]
     for k in _K:
         asked = queries if k == _K[0] else queries[: max(1, len(queries) // 8)]
         truth, _ = rows.search(asked, k, allowed, False, threads)
         if k == _K[0]:
-            coarse = _coarse_leads(rows, asked, truth, walked, threads)
-        points[k] = list(_walks(rows, asked, few, truth, coarse, walked, exact_batch, threads))
-    return Curve(points, coarse, exact_batch, exact_single)
+            bits = _fewest_bits(rows, asked, truth, walked, threads)
+        points[k] = list(_walks(rows, asked, few, truth, bits, walked, exact_batch, threads))
+    return Curve(points, bits, exact_batch, exact_single)
 
 
-def _coarse_leads(
+def _fewest_bits(
     rows: Any, queries: npt.NDArray[np.float32], truth: npt.NDArray[np.int64], allowed: Mask | None, threads: int
-) -> bool:
-    """Tell whether walks by 4-bit digits find as much as by 8, for half of the memory traffic."""
-    by_four, by_eight = (
-        _recall(rows.graph_search(queries, truth.shape[1], _COMPARED, coarse, allowed, False, threads)[0], truth)
-        for coarse in (True, False)
-    )
-    return by_four >= by_eight - _MARGIN
+) -> int:
+    """Return the fewest bits of a feature by which walks find as much as by any."""
+    k, found = truth.shape[1], {}
+    for bits in _BITS:
+        keys, _, _ = rows.graph_search(queries, k, _COMPARED, bits, allowed, False, threads)
+        found[bits] = _recall(keys, truth)
+    return next(bits for bits in _BITS if found[bits] >= max(found.values()) - _MARGIN)
 
 
 def _recall(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
@@ -130,7 +132,7 @@ def _walks(
     queries: npt.NDArray[np.float32],
     few: npt.NDArray[np.float32],
     truth: npt.NDArray[np.int64],
-    coarse: bool,
+    bits: int,
     allowed: Mask | None,
     exact_seconds: float,
     threads: int,
@@ -139,9 +141,9 @@ def _walks(
     k = truth.shape[1]
     for expansion in (each for each in _EXPANSIONS if each >= k):
         begin = time.perf_counter()
-        found, _, _ = rows.graph_search(queries, k, expansion, coarse, allowed, False, threads)
+        found, _, _ = rows.graph_search(queries, k, expansion, bits, allowed, False, threads)
         batch = (time.perf_counter() - begin) / len(queries)
-        single = _seconds(lambda: rows.graph_search(few, k, expansion, coarse, allowed, False, 1)) / len(few)  # noqa: B023
+        single = _seconds(lambda: rows.graph_search(few, k, expansion, bits, allowed, False, 1)) / len(few)  # noqa: B023
         recall = _recall(found, truth)
         yield Point(expansion, recall, batch, single)
         if recall > 0.997 or min(batch, single) > 2 * exact_seconds:

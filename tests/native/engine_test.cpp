@@ -255,8 +255,8 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
           vectors, codes, metric, nullptr, mask, q.data(), queries, k, std::numeric_limits<double>::infinity(), 2};
       const auto exact = exact_search(search);
       const Links links = {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1};
-      const auto walked = graph_search(search, links, int(rows), false);
-      const auto walked_coarsely = graph_search(search, links, int(rows), true);
+      const auto walk = [&](Precision precision) { return graph_search(search, links, int(rows), precision); };
+      const auto by_four = walk(Precision::kFour), by_eight = walk(Precision::kEight), by_rows = walk(Precision::kRows);
       for (int64_t j = 0; j < queries; ++j) {
         std::vector<Neighbour> truth;
         for (int64_t i = 0; i < rows; ++i) {
@@ -272,8 +272,8 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
         };
         check(same(exact[j]), "exact search: " + tier + ", " + std::to_string(features) + " features, data " +
                                   std::to_string(int(data)) + ", metric " + std::to_string(int(metric)));
-        check(same(walked[j]), "graph search: " + tier + ", " + std::to_string(features) + " features");
-        check(same(walked_coarsely[j]), "coarse graph search: " + tier + ", " + std::to_string(features) + " features");
+        for (const auto* walked : {&by_four, &by_eight, &by_rows})
+          check(same((*walked)[j]), "graph search: " + tier + ", " + std::to_string(features) + " features");
       }
     }
   }
