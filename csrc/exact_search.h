@@ -12,8 +12,9 @@
 // is that of a search in float64 through all rows.
 //
 // Rounding. (1) is evaluated in float32, u = 2^-24: constants that are off by a factor within 1 +- 4u, at most four
-// operations on a side, all of terms that are no larger than h, |t|, |s u| (e' + |q|) and e |q|: 32u times each of
-// these is taken off the left side. B is widened by 64u of the same, which covers the constants' own rounding.
+// operations on a side, all of terms that are no larger than h, |t|, |s u| (e' + |q|) and e |q|, or of coarse digits
+// (|s u| + e + e4) (e' + |q|): 32u times each of these is taken off the left side. B is widened by 64u of the same,
+// which covers the constants' own rounding.
 #pragma once
 
 #include <cstdint>

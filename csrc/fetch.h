@@ -11,6 +11,7 @@ namespace mmfast {
 inline void fetch(const void* from, int64_t bytes = 1) {
   const char* const first = static_cast<const char*>(from);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + i, 0, 2);
+  if (bytes > 1) __builtin_prefetch(first + bytes - 1, 0, 2);  // in one line more, if the first begins amid a line
   asm volatile("");
 }
 

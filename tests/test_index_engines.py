@@ -18,7 +18,7 @@ import torch
 from mmfast import Index
 from mmfast.search import folding, searching, tuning
 from mmfast.search.arrays import encode
-from mmfast.search.graph import EXACT_ROWS, as_bytes
+from mmfast.search.graph import EXACT_ROWS, as_bytes, distinct
 from mmfast.search.segment import Segment
 from mmfast.search.settings import Settings
 from tests.test_index import gaussian, true_distances
@@ -360,17 +360,24 @@ def test_a_graph_is_built_from_bytes_where_these_tell_neighbours_apart() -> None
         (plain, "ip", False),
         (clusters, "l2sq", False),
         (outlier, "l2sq", False),
-        (copies, "l2sq", False),
+        (copies, "l2sq", True),  # the graph holds each once
         (np.zeros_like(plain), "l2sq", False),
+        (np.concatenate([plain[:2880], 1e-4 * plain[2880:]]), "l2sq", False),  # few rows, but all in one place
+        (np.concatenate([plain[:2500], np.repeat(plain[:1], 500, axis=0)]), "l2sq", True),
     ]:
-        small = as_bytes(rows, Settings(24, metric, "f32", 16, 128), threads=2)
+        heads, _ = distinct(rows)
+        small = as_bytes(rows, heads, Settings(24, metric, "f32", 16, 128), 2, lambda _: None)
         assert (small is not None) is expected
         if small is not None:  # the order of squared distances is that of the rows
-            near = [np.argsort(((each - each[:1].astype(float)) ** 2).sum(axis=1))[:11] for each in (rows, small)]
+            near = [
+                np.argsort(((each - each[:1].astype(float)) ** 2).sum(axis=1))[:11]
+                for each in (rows[heads], small[heads])
+            ]
             assert len(set(near[0]) & set(near[1])) >= 10
     for dtype in ("f32", "f16", "bf16", "i8"):
         stored = encode("rows", plain, "cos", dtype, 2)
-        assert as_bytes(stored, Settings(24, "cos", dtype, 16, 128), threads=2) is not None
+        settings = Settings(24, "cos", dtype, 16, 128)
+        assert as_bytes(stored, np.arange(3000), settings, 2, lambda _: None) is not None
 
 
 def test_the_choice_of_an_engine() -> None:

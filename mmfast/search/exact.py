@@ -43,7 +43,7 @@ def exact_search(queries: object, vectors: object, k: int, *, metric: str = "cos
 
     Notes
     -----
-    O(Q N D) time at one byte per number, on ``torch.get_num_threads()`` threads; about D + 16 bytes of memory a row.
+    O(Q N D) time at one byte per number, on ``torch.get_num_threads()`` threads; about D + 20 bytes of memory a row.
     To search the same vectors again, build a :class:`mmfast.Index` and search it with ``exact=True``.
 
     Examples

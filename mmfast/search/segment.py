@@ -50,7 +50,7 @@ class Segment:
         if plan is None:
             return cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads)), None
         keys = keys[plan.order]
-        stored = np.take(stored, plan.order, axis=0, out=aligned(stored.shape, stored.dtype))
+        stored = np.take(stored, plan.order, axis=0, out=aligned(stored.shape, stored.dtype), mode="clip")
         segment = cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads), plan.first)
         allowed = np.ones(len(stored), dtype=np.bool_)
         allowed[plan.held.start : plan.held.stop] = False
