@@ -458,10 +458,10 @@ def test_many_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         index.remove(keys[: len(keys) // 2])
 
     def read(rng: Any, number: int) -> None:
-        chosen = rng.choice(3000, rng.integers(1, 100), replace=False)
+        chosen = rng.choice(3000, rng.integers(60, 100), replace=False)  # enough to measure a recall by
         found = index.search(steady[chosen], 1, exact=True)
         assert (found.distances == 0).all()
-        # Beside rows so far away 8-bit digits tell these apart badly: the index measures that, and searches exactly.
+        # Beside rows so far away 8-bit digits tell these apart badly: the index measures that, and walks by the rows.
         found = index.search(steady[chosen], 1)
         assert (found.distances == 0).mean() > 0.8
         where = rng.random(3000) < 0.1
