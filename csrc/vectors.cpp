@@ -144,9 +144,10 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   std::memmove(digits + part, digits + width, upper);
   std::fill(digits + std::min(features, width), digits + part, int8_t(0));
   std::fill(digits + part + upper, digits + 2 * part, int8_t(0));
-  const double length = q.norm + 0x1p-38;  // not zero
-  const double factor = framed ? codes.unit / unit : 1 / length;
-  Query out = {q.scale * factor, length * factor, q.residual * factor, q.sum, true};
+  // By its length, not by a bound of it: a radius asks for scores of a certain size.
+  const double length = framed ? 0 : std::sqrt(tier.f32.dot(query, query, features)) * unit, least = 0x1p-38;
+  const double factor = framed ? codes.unit / unit : 1 / (length > 0 ? length : least);
+  Query out = {q.scale * factor, (q.norm + least) * factor, q.residual * factor, q.sum, true};
   out.decided = out.norm < kFarthestQuery && out.residual < kFarthestQuery && out.scale > 1e-30;
   if (!out.decided) out = {1, 1, std::numeric_limits<double>::infinity(), q.sum, false};
   return out;

@@ -148,6 +148,20 @@ def test_scales(metric: str, scale: float) -> None:
     check((queries / scale**0.5).astype(np.float32), (rows * scale).astype(np.float32), metric, 7)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_radii_as_small_as_rounding_find_what_is_there(metric: str) -> None:
+    # Digits stand for these rows without loss, so no bound hides an error of the threshold.
+    rows = np.concatenate([np.eye(16), -np.eye(16)]).astype(np.float32)
+    for scale in (1.0, 3.0):
+        index = mmfast.Index(16, metric, "f32")
+        index.add(range(32), rows)
+        for count in (5, 32):  # one by one, and in panels
+            least = 1 - scale if metric == "ip" else (scale - 1) ** 2 if metric == "l2sq" else 0
+            for radius in (1e-12, 1e-9, 1e-6, 1e-4):
+                found = index.range_search(scale * rows[:count], least + radius)
+                assert found.keys.tolist() == list(range(count))
+
+
 def test_ties_go_to_the_smaller_key() -> None:
     rows = np.repeat(normal(6, 3, 20), 400, axis=0)[np.random.default_rng(0).permutation(1200)]
     found = mmfast.exact_search(rows[:40], rows, 200, metric="l2sq")
