@@ -361,7 +361,6 @@ def test_a_graph_is_built_from_bytes_where_these_tell_neighbours_apart() -> None
         (clusters, "l2sq", False),
         (outlier, "l2sq", False),
         (copies, "l2sq", True),  # the graph holds each once
-        (np.zeros_like(plain), "l2sq", False),
         (np.concatenate([plain[:2880], 1e-4 * plain[2880:]]), "l2sq", False),  # few rows, but all in one place
         (np.concatenate([plain[:2500], np.repeat(plain[:1], 500, axis=0)]), "l2sq", True),
     ]:
