@@ -188,8 +188,8 @@ class Walk {
     distances_.resize(count);
     if (g_->precision == Precision::kRows) {
       const Ranker rank_of = ranker();
-      for (int i = 0; i < count; ++i)
-        distances_[i] = float(squared() ? rank_of(fresh[i]).rank : 1 + rank_of(fresh[i]).rank);
+      const double shift = g_->search.metric == Metric::kCos ? 1 : 0;  // close ones are then close to 0
+      for (int i = 0; i < count; ++i) distances_[i] = float(rank_of(fresh[i]).rank + shift);
       return;
     }
     products_.resize(count);

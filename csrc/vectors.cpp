@@ -174,6 +174,10 @@ double to_distance(Metric metric, double rank) {
   return metric == Metric::kIp ? 1 + rank : std::clamp(1 + rank, 0.0, 2.0);
 }
 
-double to_rank(Metric metric, double distance) { return metric == Metric::kL2sq ? distance : distance - 1; }
+double to_rank(Metric metric, double distance) {
+  if (metric == Metric::kL2sq) return distance;
+  if (metric == Metric::kCos && distance >= 2) return std::numeric_limits<double>::infinity();  // -cos is rounded too
+  return distance - 1;
+}
 
 }  // namespace mmfast

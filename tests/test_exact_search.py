@@ -162,6 +162,12 @@ def test_radii_as_small_as_rounding_find_what_is_there(metric: str) -> None:
                 assert found.keys.tolist() == list(range(count))
 
 
+def test_a_radius_of_two_finds_every_direction() -> None:
+    index = mmfast.Index(15)
+    index.add(range(200), normal(6, 200, 15))
+    assert all(len(index.range_search(-index.get(key)[0], 2.0).keys) == 200 for key in range(20))
+
+
 def test_ties_go_to_the_smaller_key() -> None:
     rows = np.repeat(normal(6, 3, 20), 400, axis=0)[np.random.default_rng(0).permutation(1200)]
     found = mmfast.exact_search(rows[:40], rows, 200, metric="l2sq")
