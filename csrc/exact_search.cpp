@@ -60,7 +60,7 @@ class BlockReader {
       return span > 0;
     }
     int count = 0;
-    for (skip(); next_ < end_ && count < wanted; ++next_, skip()) copy(next_, count++);
+    for (; next_ < end_ && count < wanted; ++next_, skip()) copy(next_, count++);
     block = {copied_, ids_.data(), nullptr, 0, count};
     return count > 0;
   }
@@ -109,7 +109,6 @@ class Group {
       const int qmax = packed ? tier.query_qmax : 127;
       queries_.push_back(encode_query(tier, codes, search.metric, query, qmax, digits_.data() + size_t(j) * padded_));
       lists_.emplace_back(search.k, to_rank(search.metric, search.radius), least_score(j));
-      norms_.push_back(query_norm(search, tier, begin + j));
       inverse_.push_back(float(1 / queries_[j].scale));
       if (!queries_[j].decided) continue;
       largest_norm_ = std::max(largest_norm_, queries_[j].norm);
@@ -147,7 +146,7 @@ class Group {
       size = squares + std::abs(search_.radius) * c.unit * c.unit;
     } else {
       for (int k = 0; k < c.features; ++k) shift += double(row(j)[k]) * c.centre[k];
-      const double norm = std::sqrt(tier_.f32.dot(row(j), row(j), c.features)), length = norm > 0 ? norm : 1;
+      const double length = queries_[j].length > 0 ? queries_[j].length : 1;
       const double wanted = search_.metric == Metric::kCos ? 1 - search_.radius : (1 - search_.radius) / length;
       least = (wanted - shift / length) * c.unit;
       size = (1 + std::abs(wanted) + std::abs(shift / length)) * c.unit;
@@ -254,7 +253,7 @@ class Group {
     }
   }
 
-  Ranker ranker(int j) { return {search_, tier_, row(j), norms_[j], scratch_.data()}; }
+  Ranker ranker(int j) { return {search_, tier_, row(j), queries_[j].length, scratch_.data()}; }
 
   const ExactSearch& search_;
   const Tier& tier_;
@@ -263,7 +262,6 @@ class Group {
   bool packed_;
   double largest_norm_ = 0, largest_error_ = 0;
   std::vector<Query> queries_;
-  std::vector<double> norms_;
   std::vector<Shortlist> lists_;
   std::vector<int8_t> digits_;  // (count, 2, padded / 2)
   std::vector<int8_t> unpacked_;
@@ -276,12 +274,6 @@ class Group {
 };
 
 }  // namespace
-
-double query_norm(const ExactSearch& search, const Tier& tier, int64_t query) {
-  const int features = search.codes.features;
-  const float* const q = search.queries + query * features;
-  return search.metric == Metric::kCos ? std::sqrt(tier.f32.dot(q, q, features)) : 1;
-}
 
 Neighbour Ranker::operator()(int64_t row) const {
   const float* const x = search.vectors.row(row, scratch);

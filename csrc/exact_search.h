@@ -38,9 +38,6 @@ struct ExactSearch {
   int threads;
 };
 
-// The length of a query, where ranks depend on it.
-double query_norm(const ExactSearch& search, const Tier& tier, int64_t query);
-
 // What ranks the rows for one query.
 struct Ranker {
   Neighbour operator()(int64_t row) const;
@@ -49,7 +46,7 @@ struct Ranker {
   const ExactSearch& search;
   const Tier& tier;
   const float* query;
-  double norm;     // query_norm
+  double norm;     // its length
   float* scratch;  // (features,)
 };
 

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
 
 #include "fetch.h"
 #include "threads.h"
@@ -27,10 +26,16 @@ struct GraphSearch {
 // The rows that a walk has met, in order.
 class Met {
  public:
-  void reset(int64_t rows) {
+  // The first rows are met already.
+  void reset(int64_t rows, int first) {
     for (int i = 0; i < count_; ++i) words_[rows_[i] / 64] = 0;
-    if (int64_t(words_.size()) * 64 < rows) words_.resize((rows + 63) / 64);
     count_ = 0;
+    if (int64_t(words_.size()) * 64 < rows) words_.resize((rows + 63) / 64);
+    if (int(rows_.size()) < first) rows_.resize(first);
+    for (; count_ < first; ++count_) {
+      rows_[count_] = count_;
+      words_[count_ / 64] |= uint64_t(1) << count_ % 64;
+    }
   }
 
   // Appends those of a list that are new. Whether one is new nobody can foretell: no branch depends on it.
@@ -134,13 +139,9 @@ class Walk {
     digits_.resize(2 * query_part(c.digits.width));
     scratch_.resize(c.features);
     encoded_ = encode_query(g.tier, c, g.search.metric, row(), 127, digits_.data());
-    norm_ = query_norm(g.search, g.tier, query);
     list_.reset(g.search.k, to_rank(g.search.metric, g.search.radius), -kInfinite);
     beam_.reset(g.expansion);
-    met_.reset(g.links.nodes);
-    entries_.resize(g.links.entries);
-    std::iota(entries_.begin(), entries_.end(), 0);
-    met_.add(entries_.data(), g.links.entries);
+    met_.reset(g.links.nodes, g.links.entries);
     measured_ = 0;
     ending_ = kWalking;
   }
@@ -170,7 +171,7 @@ class Walk {
   enum Ending { kWalking, kBounding, kRanking };
 
   const float* row() const { return g_->search.queries + query_ * g_->search.codes.features; }
-  Ranker ranker() { return {g_->search, g_->tier, row(), norm_, scratch_.data()}; }
+  Ranker ranker() { return {g_->search, g_->tier, row(), encoded_.length, scratch_.data()}; }
   bool squared() const { return g_->search.metric == Metric::kL2sq; }
 
   void prepare(int32_t row) const {
@@ -261,14 +262,13 @@ class Walk {
 
   const GraphSearch* g_;
   int64_t query_;
-  double norm_;
   Query encoded_;
   Met met_;
   int measured_;  // so many of those met
   Beam beam_;
   Ending ending_;
   Shortlist list_;
-  std::vector<int32_t> entries_, rows_, products_;
+  std::vector<int32_t> rows_, products_;
   std::vector<int8_t> digits_;
   std::vector<float> distances_, scratch_;
 };

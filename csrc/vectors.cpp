@@ -145,11 +145,11 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   std::fill(digits + std::min(features, width), digits + part, int8_t(0));
   std::fill(digits + part + upper, digits + 2 * part, int8_t(0));
   // By its length, not by a bound of it: a radius asks for scores of a certain size.
-  const double length = framed ? 0 : std::sqrt(tier.f32.dot(query, query, features)) * unit, least = 0x1p-38;
-  const double factor = framed ? codes.unit / unit : 1 / (length > 0 ? length : least);
-  Query out = {q.scale * factor, (q.norm + least) * factor, q.residual * factor, q.sum, true};
+  const double length = framed ? 0 : std::sqrt(tier.f32.dot(query, query, features)), least = 0x1p-38;
+  const double factor = framed ? codes.unit / unit : 1 / (length > 0 ? length * unit : least);
+  Query out = {q.scale * factor, (q.norm + least) * factor, q.residual * factor, q.sum, length, true};
   out.decided = out.norm < kFarthestQuery && out.residual < kFarthestQuery && out.scale > 1e-30;
-  if (!out.decided) out = {1, 1, std::numeric_limits<double>::infinity(), q.sum, false};
+  if (!out.decided) out = {1, 1, std::numeric_limits<double>::infinity(), q.sum, length, false};
   return out;
 }
 

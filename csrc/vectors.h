@@ -65,6 +65,7 @@ void encode(const Vectors& vectors, Metric metric, const float* centre, double u
 struct Query {
   double scale, norm, residual;  // s, |q| and e, of the digits
   int32_t sum;                   // of the digits
+  double length;                 // as it was given; not computed under l2sq
   bool decided;                  // false: the digits say nothing
 };
 
