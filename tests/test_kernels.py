@@ -113,7 +113,7 @@ def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any
     assert len(seen) == 6 + 2 * 3
 
 
-@pytest.mark.parametrize("ref_rows", [None, 100])
+@pytest.mark.parametrize("ref_rows", [None, pytest.param(100, marks=pytest.mark.slow)])
 def test_products_by_the_vendors_library_give_the_same(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(negatives, "BLOCK_ROWS", 128)
     monkeypatch.setattr(negatives, "CHUNK_ROWS", 64)
