@@ -16,7 +16,6 @@ constexpr int kBlockRows = 192;  // a multiple of the rows of every kernel; with
 constexpr int kCopy = 5;         // what copying a row costs, in products with a query
 constexpr int kFirstRows = 64;   // of the first block, all of whose rows pass: no threshold is known
 constexpr int64_t kGroupPanels = 16;     // of queries, screened against a block while it is in the cache
-constexpr int64_t kFewQueries = 18;      // measured: up to here one by one is faster than in a panel of 64
 constexpr double kSerialWork = 1 << 20;  // products: fewer are done before a second thread is awake
 constexpr double kUnit = 0x1p-24, kInfinite = std::numeric_limits<double>::infinity();
 
@@ -116,7 +115,8 @@ class Group {
     }
     if (packed) pack();
     hits_.resize(size_t(kPanel) * kBlockRows);
-    products_.resize(kBlockRows);
+    products_.resize(size_t(packed ? kPanel : 1) * kBlockRows);
+    precise_.resize(kBlockRows);
     scratch_.resize(codes.features);
   }
 
@@ -169,12 +169,13 @@ class Group {
         std::copy_n(query, depth_ / 2, to);
         std::copy_n(query + padded_ / 2, depth_ / 2, to + depth_ / 2);
       }
-      pack_panel(rows.data(), count, depth_, tier_.query_offset, panels_.data() + size_t(p) * kPanel * depth_);
+      pack_panel(rows.data(), count, depth_, panels_.data() + size_t(p) * kPanel * depth_);
     }
-    for (int j = 0; j < count_; ++j) thresholds_[j] = threshold(j);
-    ones_.assign(padded_, 1);
-    std::fill(ones_.begin() + depth_ / 2, ones_.begin() + padded_ / 2, int8_t(0));
-    std::fill(ones_.begin() + padded_ / 2 + depth_ / 2, ones_.end(), int8_t(0));
+    starts_.resize(panels * kPanel);
+    for (int j = 0; j < count_; ++j) {
+      thresholds_[j] = threshold(j);
+      starts_[j] = -tier_.row_offset() * queries_[j].sum;
+    }
     unpacked_.resize(size_t(kBlockRows) * depth_ + kQueryAlign);
     // Digits of one query again, as precise as can be, for the rows that pass.
     for (int j = 0; j < count_ && tier_.query_qmax < 127; ++j)
@@ -191,20 +192,20 @@ class Group {
 
   void screen(const Block& block) {
     const Codes& codes = block.codes;
-    tier_.dots({codes.digits, nullptr, block.count, ones_.data(), depth_, products_.data()});
     tier_.unpack(codes.digits, block.count, unpacked_.data());
     RowBound bounds[kBlockRows];
     for (int i = 0; i < block.count; ++i) {
       const double n = codes.norm[i], e = codes.residual[i], h = codes.half[i];
       const double slack = largest_norm_ * (n * largest_error_ + e);
       const double rounding = 32 * kUnit * (h + slack + largest_norm_ * n);
-      bounds[i] = {codes.scale[i], float(h - slack - rounding), 0, -tier_.query_offset * products_[i]};
+      bounds[i] = {codes.scale[i], float(h - slack - rounding), 0};
     }
     uint64_t masks[kBlockRows];
     for (int begin = 0; begin < count_; begin += kPanel) {
       const int count = std::min(kPanel, count_ - begin);
       tier_.screen({unpacked_.data(), bounds, block.count, panels_.data() + size_t(begin) * depth_,
-                    inverse_.data() + begin, thresholds_.data() + begin, nullptr, depth_, masks, nullptr});
+                    starts_.data() + begin, inverse_.data() + begin, thresholds_.data() + begin, nullptr, depth_, count,
+                    masks, nullptr, products_.data()});
       int hit_counts[kPanel] = {};
       for (int i = 0; i < block.count; ++i) {
         if (block.allowed && !block.allowed[i]) continue;
@@ -215,7 +216,7 @@ class Group {
       }
       for (int c = 0; c < count; ++c) {
         if (!hit_counts[c]) continue;
-        offer(block, begin + c, hits_.data() + c * kBlockRows, hit_counts[c]);
+        offer(block, begin + c, hits_.data() + c * kBlockRows, hit_counts[c], products_.data() + c, kPanel);
         thresholds_[begin + c] = threshold(begin + c);
       }
     }
@@ -230,25 +231,29 @@ class Group {
       const Codes& c = block.codes;
       tier_.scan({c.digits, c.scale, c.half, c.norm, c.residual, c.coarse_residual, block.count,
                   digits_.data() + size_t(j) * padded_, q.sum, threshold(j), float(inverse * (1 - 32 * kUnit)),
-                  weight(q.residual + 32 * kUnit * q.norm), weight(q.norm), weight(q.norm + q.residual), masks});
+                  weight(q.residual + 32 * kUnit * q.norm), weight(q.norm), weight(q.norm + q.residual), masks,
+                  products_.data()});
       int count = 0;
       for (int w = 0; w * kPanel < block.count; ++w)
         for (uint64_t word = masks[w]; word; word &= word - 1) {
           const int i = w * kPanel + __builtin_ctzll(word);
           if (!block.allowed || block.allowed[i]) hits_[count++] = i;
         }
-      if (count) offer(block, j, hits_.data(), count);
+      if (count) offer(block, j, hits_.data(), count, products_.data(), 1);
     }
   }
 
-  // Bounds the scores of rows of the block that passed.
-  void offer(const Block& block, int j, const int32_t* ids, int count) {
+  // Bounds the scores of rows of the block that passed, row i by the product at i * stride.
+  void offer(const Block& block, int j, const int32_t* hits, int count, const int32_t* products, int stride) {
     const Query& q = queries_[j];
-    tier_.dots({block.codes.digits, ids, count, digits_.data() + size_t(j) * padded_, q.sum, products_.data()});
     const Ranker rank = ranker(j);
+    const bool precise = !packed_ || tier_.query_qmax == 127;
+    if (!precise)
+      tier_.dots({block.codes.digits, hits, count, digits_.data() + size_t(j) * padded_, q.sum, precise_.data()});
     for (int n = 0; n < count; ++n) {
-      const int64_t row = block.row(ids[n]);
-      const Bound bound = bound_score(search_.codes, q, row, products_[n]);
+      const int64_t row = block.row(hits[n]);
+      const int32_t product = precise ? products[hits[n] * stride] : precise_[n];
+      const Bound bound = bound_score(search_.codes, q, row, product);
       lists_[j].offer(row, bound.lower, bound.upper, rank);
     }
   }
@@ -264,12 +269,12 @@ class Group {
   std::vector<Query> queries_;
   std::vector<Shortlist> lists_;
   std::vector<int8_t> digits_;  // (count, 2, padded / 2)
-  std::vector<int8_t> unpacked_;
-  std::vector<uint8_t> panels_;
+  std::vector<uint8_t> unpacked_;
+  std::vector<int8_t> panels_;
+  std::vector<int32_t> starts_;    // by column of the panels
   std::vector<float> inverse_;     // 1 / s', by query, or by column of the panels
   std::vector<float> thresholds_;  // by column of the panels
-  std::vector<int8_t> ones_;
-  std::vector<int32_t> hits_, products_;
+  std::vector<int32_t> hits_, products_, precise_;
   std::vector<float> scratch_;
 };
 
@@ -285,7 +290,7 @@ std::vector<std::vector<Neighbour>> exact_search(const ExactSearch& s) {
   const Tier& tier = current_tier();
   std::vector<std::vector<Neighbour>> results(s.query_count);
   if (!s.query_count || !s.codes.rows) return results;
-  const bool packed = s.query_count > kFewQueries;
+  const bool packed = s.query_count > tier.few_queries;
   const double work = double(s.query_count) * double(s.codes.rows) * s.codes.depth();
   const int threads = work < kSerialWork ? 1 : s.threads;
   // Many queries are shared out among the threads; for few, each thread has a part of the rows.

@@ -73,11 +73,13 @@ Balls make_balls(const Rows<T>& x, const std::vector<int64_t>& class_end, int64_
       const double radius = measure(tier, x, out.balls[first + b], zeros.data(), centroid);
       const Bounds bounds = quantiser.quantise(centroid, radius, out.q.rows.data() + (first + b) * out.q.depth);
       out.q.bounds[first + b] = bounds.anchor;
+      out.q.starts[block * kPanel + b] = bounds.start;
       out.q.inverse[block * kPanel + b] = bounds.inverse;
       out.q.weighted[block * kPanel + b] = bounds.weighted;
     }
-    pack_panel(out.q.rows.data() + first * out.q.depth, out.count(block), quantiser.depth(), quantiser.offset(),
-               out.q.panels.data() + block * kPanel * out.q.depth);
+    int8_t* const digits = out.q.rows.data() + first * out.q.depth;
+    pack_panel(digits, out.count(block), quantiser.depth(), out.q.panels.data() + block * kPanel * out.q.depth);
+    quantiser.add_offset(digits, out.count(block));
   };
 
   // Two blocks show whether the others are worth it.

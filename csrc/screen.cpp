@@ -41,31 +41,31 @@ Bounds Quantiser::bounds(QuantisedRow r, double radius, int8_t* digits) const {
     r.sum = 0;
     r.scale = 1;
   }
-  return {{float(2 * r.scale), float(l.inactive), float(l.active), -tier_.offset * r.sum},
+  return {{float(2 * r.scale), float(l.inactive), float(l.active)},
+          -tier_.offset * r.sum,
           float(1 / r.scale),
           float(l.inactive / r.scale),
           float(l.active / r.scale),
           step};
 }
 
-// Four digits to a word: the offset is added without carries between them.
-void pack_panel(const int8_t* digits, int64_t count, int depth, int offset, uint8_t* panel) {
-  const uint32_t high = 0x80808080u, added = uint32_t(offset) * 0x01010101u;
-  if (count < kPanel) std::fill_n(panel, int64_t(depth) * kPanel, uint8_t(added));
+void pack_panel(const int8_t* digits, int64_t count, int depth, int8_t* panel) {
+  if (count < kPanel) std::fill_n(panel, int64_t(depth) * kPanel, int8_t(0));
   for (int k = 0; k < depth; k += 4)
-    for (int64_t c = 0; c < count; ++c) {
-      uint32_t four;
-      std::memcpy(&four, digits + c * depth + k, 4);
-      four = ((four & ~high) + (added & ~high)) ^ ((four ^ added) & high);
-      std::memcpy(panel + (int64_t(k) * kPanel + c * 4), &four, 4);
-    }
+    for (int64_t c = 0; c < count; ++c) std::memcpy(panel + (int64_t(k) * kPanel + c * 4), digits + c * depth + k, 4);
+}
+
+void Quantiser::add_offset(int8_t* digits, int64_t count) const {
+  for (int64_t i = 0; i < count * depth_; ++i) digits[i] = int8_t(digits[i] + tier_.offset);
 }
 
 void screen_panel(const Tier& tier, const Quantised& anchors, int64_t row, int count, const Quantised& others,
                   int64_t column, uint64_t* masks, uint64_t* active) {
-  tier.screen({anchors.rows.data() + row * anchors.depth, anchors.bounds.data() + row, count,
-               others.panels.data() + column * others.depth, others.inverse.data() + column,
-               others.weighted.data() + column, others.active_weighted.data() + column, others.depth, masks, active});
+  const auto rows = reinterpret_cast<const uint8_t*>(anchors.rows.data());
+  tier.screen({rows + row * anchors.depth, anchors.bounds.data() + row, count,
+               others.panels.data() + column * others.depth, others.starts.data() + column,
+               others.inverse.data() + column, others.weighted.data() + column, others.active_weighted.data() + column,
+               others.depth, kPanel, masks, active, nullptr});
 }
 
 template <class T>
@@ -87,11 +87,13 @@ Quantised quantise_rows(const Rows<T>& x, const Quantiser& quantiser, bool as_an
         out.steps[begin + r] = bounds.step;
         if (as_anchors) out.bounds[begin + r] = bounds.anchor;
         if (!as_others) continue;
+        out.starts[begin + r] = bounds.start;
         out.inverse[begin + r] = bounds.inverse;
         out.weighted[begin + r] = bounds.weighted;
         out.active_weighted[begin + r] = bounds.active_weighted;
       }
-      if (as_others) pack_panel(digits, count, depth, quantiser.offset(), out.panels.data() + begin * depth);
+      if (as_others) pack_panel(digits, count, depth, out.panels.data() + begin * depth);
+      if (as_anchors) quantiser.add_offset(digits, count);
     }
   });
   return out;

@@ -67,6 +67,7 @@ struct Quantised {
   }
   void make_panels(int64_t count) {
     steps.resize(count * kPanel);
+    starts.assign(count * kPanel, 0);
     panels.resize(count * kPanel * depth);
     inverse.assign(count * kPanel, 1.0f);
     weighted.assign(count * kPanel, 0.0f);
@@ -74,24 +75,26 @@ struct Quantised {
   }
 
   int depth;  // features, rounded up to a multiple of 8; 0: every pair is looked at
-  std::vector<int8_t, Uninitialised<int8_t>> rows;      // (size, depth)
-  std::vector<RowBound> bounds;                         // (size,)
-  std::vector<uint8_t, Uninitialised<uint8_t>> panels;  // (ceil(size / 64), depth / 4, 64, 4)
-  std::vector<float> inverse;                           // (ceil(size / 64) * 64,) 1 / s
-  std::vector<float> weighted;                          // (ceil(size / 64) * 64,) a / s
-  std::vector<float> active_weighted;                   // as weighted, b / s
-  std::vector<float> steps;                             // s of digits of 16 bits; 0: the row is not to be decided
+  std::vector<int8_t, Uninitialised<int8_t>> rows;    // (size, depth), with the tier's offset unsigned
+  std::vector<RowBound> bounds;                       // (size,)
+  std::vector<int8_t, Uninitialised<int8_t>> panels;  // (ceil(size / 64), depth / 4, 64, 4)
+  std::vector<int32_t> starts;                        // (ceil(size / 64) * 64,) -offset * sum of digits
+  std::vector<float> inverse;                         // (ceil(size / 64) * 64,) 1 / s
+  std::vector<float> weighted;                        // (ceil(size / 64) * 64,) a / s
+  std::vector<float> active_weighted;                 // as weighted, b / s
+  std::vector<float> steps;                           // s of digits of 16 bits; 0: the row is not to be decided
 };
 
 // What the comparison needs of one row, as an anchor and as another.
 struct Bounds {
   RowBound anchor;
+  int32_t start;
   float inverse, weighted, active_weighted;
   float step;  // of digits of 16 bits
 };
 
-// Packs the digits of up to kPanel rows, (count, depth), into a panel, and the offset wherever there is no row.
-void pack_panel(const int8_t* digits, int64_t count, int depth, int offset, uint8_t* panel);
+// Packs the digits of up to kPanel rows, (count, depth), into a panel, and zeros wherever there is no row.
+void pack_panel(const int8_t* digits, int64_t count, int depth, int8_t* panel);
 
 // Turns rows into digits and bounds.
 class Quantiser {
@@ -99,12 +102,14 @@ class Quantiser {
   Quantiser(const Frame& frame, double margin, const Tier& tier);
 
   int depth() const { return depth_; }
-  int offset() const { return tier_.offset; }
 
   // Writes the digits of a row, (depth,). With a radius the row stands for a ball, in the unit of the input: by the
   // triangle inequality the proof above holds for all rows in it once the radius is added to e.
   Bounds quantise(const float* row, double radius, int8_t* digits) const;
   Bounds quantise(const double* row, double radius, int8_t* digits) const;
+
+  // Makes rows of digits of panels' digits.
+  void add_offset(int8_t* digits, int64_t count) const;
 
  private:
   Bounds bounds(QuantisedRow row, double radius, int8_t* digits) const;

@@ -15,24 +15,26 @@ constexpr int kPanel = 64;  // columns of one packed panel = bits of one mask wo
 
 // What the screen knows of one row; the names are those of the proof in screen.h.
 struct RowBound {
-  float v;        // 2 s
-  float a, b;     // for inactive and for active pairs
-  int32_t start;  // -offset * sum(q): undoes the unsigned operand's offset
+  float v;     // 2 s
+  float a, b;  // for inactive and for active pairs
 };
 
 // Rows against one panel: masks[r] bit c = 0 only if row r and column c are certainly not closer than the margin;
 // active[r] bit c = 1 only if they certainly are.
 struct Screening {
-  const int8_t* rows;      // (row_count, depth), depth a multiple of 8
+  const uint8_t* rows;     // (row_count, depth), depth a multiple of 8: the digits plus offset
   const RowBound* bounds;  // (row_count,)
   int row_count;
-  const uint8_t* panel;          // (depth / 4, kPanel, 4): the digits plus offset
+  const int8_t* panel;           // (depth / 4, kPanel, 4)
+  const int32_t* start;          // (kPanel,) -offset * sum(q): undoes the rows' offset
   const float* inverse;          // (kPanel,) 1 / s
   const float* weighted;         // (kPanel,) a / s
   const float* active_weighted;  // (kPanel,) b / s
   int depth;
-  uint64_t* masks;   // (row_count,)
-  uint64_t* active;  // (row_count,); may be null
+  int columns;        // of the panel that are looked at, the first; the others' bits are 0
+  uint64_t* masks;    // (row_count,)
+  uint64_t* active;   // (row_count,); may be null
+  int32_t* products;  // (row_count, kPanel), written where a mask's bit is 1; may be null
 };
 
 // Rows of 8-bit digits in two planes of (., width) bytes: of each digit plus 128, `coarse` has the upper 4 bits and
@@ -67,7 +69,8 @@ struct Scan {
   const int8_t* query;
   int32_t query_sum;
   float threshold, half_weight, norm_weight, residual_weight, coarse_weight;
-  uint64_t* masks;  // (ceil(count / 64),)
+  uint64_t* masks;    // (ceil(count / 64),)
+  int32_t* products;  // (ceil(count / 64) * 64,), of all digits where a mask's bit is 1
 };
 
 struct QuantisedRow {
@@ -191,15 +194,17 @@ struct Tier {
   const char* name;
   bool (*available)();
   int qmax;    // digits lie in [-qmax, qmax]
-  int offset;  // added to the packed (unsigned) operand; 0 where the hardware multiplies signed by signed
+  int offset;  // added to the digits of rows, the unsigned operand; 0 where the hardware multiplies signed by signed
 
   void (*screen)(const Screening&);
   int64_t (*count_ones)(const uint64_t* words, int64_t count);
 
-  // Search: rows have digits of 8 bits in every tier, since a file may hold them; those of a query that is packed lie
-  // in [-query_qmax, query_qmax].
-  int query_qmax, query_offset;
-  void (*unpack)(const Planes&, int count, int8_t* out);  // digits (count, 2 width), and writes up to 63 bytes more
+  // Search: rows have digits of 8 bits in every tier, since a file may hold them, and an offset of 128, unless it is 0;
+  // those of a query that is packed lie in [-query_qmax, query_qmax].
+  int query_qmax;
+  int few_queries;  // measured: up to so many are faster one by one than packed
+  int row_offset() const { return offset ? 128 : 0; }
+  void (*unpack)(const Planes&, int count, uint8_t* out);  // rows (count, 2 width), and writes up to 63 bytes more
   void (*dots)(const Dots&);
   void (*scan)(const Scan&);
   void (*widen_bf16)(const uint16_t* from, int count, float* to);

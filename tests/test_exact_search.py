@@ -197,6 +197,18 @@ def test_any_shape(data: st.DataObject) -> None:
     check(q, x, data.draw(st.sampled_from(METRICS)), k)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_number_of_queries_does_not_matter(metric: str) -> None:
+    """One by one, and packed into columns of which the last are filled with none."""
+    queries, rows = normal(0, 130, 21), normal(1, 333, 21)
+    mask = np.arange(333) % 3 != 1
+    expected = mmfast.exact_search(queries, rows, 4, metric=metric, mask=mask)
+    for count in range(1, 130):
+        found = mmfast.exact_search(queries[:count], rows, 4, metric=metric, mask=mask)
+        np.testing.assert_array_equal(found.keys, expected.keys[:count])
+        np.testing.assert_array_equal(found.distances, expected.distances[:count])
+
+
 def test_threads_and_tiers_do_not_matter() -> None:
     rows, queries = normal(10, 5000, 96), normal(11, 300, 96)
     before = torch.get_num_threads()

@@ -27,25 +27,27 @@ inline __m128i narrow(Ints v) { return _mm_packs_epi32((__m128i)low_half(v), (__
 inline void store_narrow(int8_t* p, Ints v) { _mm_storeu_si64(p, _mm_packs_epi16(narrow(v), narrow(v))); }
 inline void store_narrow(int16_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, narrow(v)); }
 inline unsigned lane_bits(Ints mask) { return unsigned(_mm256_movemask_ps((__m256)mask)); }
+inline unsigned at_least(Floats a, Floats b) { return lane_bits(a >= b); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 
 constexpr int kScreenedRows = 4, kHeld = 2;  // 8 accumulators of the 16 registers
+constexpr bool kSigned = false;              // rows have an offset
 
 // acc += products of rows and columns.
-template <int ROWS>
-inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, Ints (&acc)[ROWS][kHeld]) {
+template <int ROWS, int HELD>
+inline void add_products(const uint8_t* rows, const int8_t* panel, int depth, Ints (&acc)[ROWS][HELD]) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int k = 0; k < depth; k += 8, panel += 8 * kPanel) {
-    __m256i near[kHeld], far[kHeld];
-    for (int h = 0; h < kHeld; ++h) {
+    __m256i near[HELD], far[HELD];
+    for (int h = 0; h < HELD; ++h) {
       near[h] = _mm256_loadu_si256((const __m256i*)(panel + 32 * h));
       far[h] = _mm256_loadu_si256((const __m256i*)(panel + 4 * kPanel + 32 * h));
     }
     for (int r = 0; r < ROWS; ++r) {
-      const int8_t* const row = rows + size_t(r) * depth + k;
+      const uint8_t* const row = rows + size_t(r) * depth + k;
       const __m256i a = _mm256_set1_epi32(load<int32_t>(row)), b = _mm256_set1_epi32(load<int32_t>(row + 4));
-      for (int h = 0; h < kHeld; ++h) {
-        const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(near[h], a), _mm256_maddubs_epi16(far[h], b));
+      for (int h = 0; h < HELD; ++h) {
+        const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a, near[h]), _mm256_maddubs_epi16(b, far[h]));
         acc[r][h] += (Ints)_mm256_madd_epi16(pairs, ones);
       }
     }
@@ -95,7 +97,7 @@ const Tier kAvx2 = {"avx2",
                     screen,
                     count_ones,
                     31,
-                    32,
+                    7,
                     unpack,
                     dots,
                     scan,

@@ -25,23 +25,25 @@ inline HalfInts high_half(Ints v) { return (HalfInts)_mm512_extracti64x4_epi64((
 inline void store_narrow(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 inline void store_narrow(int16_t* p, Ints v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v)); }
 inline unsigned lane_bits(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
+inline unsigned at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 
 constexpr int kScreenedRows = 6, kHeld = 4;  // 24 accumulators of the 32 registers
+constexpr bool kSigned = false;              // rows have an offset
 
 // acc += products of rows and columns. vpdpbusd is not written as an intrinsic, nor vpdpwssd above: GCC 12 moves every
 // accumulator of theirs through the stack, which more than halves the speed of the loop.
-template <int ROWS>
-inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, Ints (&acc)[ROWS][kHeld]) {
+template <int ROWS, int HELD>
+inline void add_products(const uint8_t* rows, const int8_t* panel, int depth, Ints (&acc)[ROWS][HELD]) {
   for (int k = 0; k < depth; k += 4, panel += 4 * kPanel) {
-    Ints column[kHeld];
+    Ints column[HELD];
 #pragma GCC unroll 4
-    for (int c = 0; c < kHeld; ++c) column[c] = load<Ints>(panel + 64 * c);
+    for (int c = 0; c < HELD; ++c) column[c] = load<Ints>(panel + 64 * c);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const Ints row = load<int32_t>(rows + size_t(r) * depth + k) - Ints{};  // in every lane
 #pragma GCC unroll 4
-      for (int c = 0; c < kHeld; ++c) asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][c]) : "v"(column[c]), "v"(row));
+      for (int c = 0; c < HELD; ++c) asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][c]) : "v"(row), "v"(column[c]));
     }
   }
 }
@@ -94,7 +96,7 @@ const Tier kAvx512Vnni = {"avx512vnni",
                           screen,
                           count_ones,
                           127,
-                          128,
+                          6,
                           unpack,
                           dots,
                           scan,

@@ -57,13 +57,17 @@ QuantisedRow quantise(const T* x, const T* centre, int features, T unit, int qma
   return {scale, residual, int64_t(squares), int32_t(sum), double(largest), norm};
 }
 
-// The screen's condition (screen.h) for a row and as many columns as there are lanes: `inactive` gets the bits of those
-// that certainly are, which NaN is not, and so does `active`, unless it is null.
-inline void decide(Ints dots, const RowBound& row, const float* inverse, const float* weighted,
-                   const float* active_weighted, int bit, uint64_t* inactive, uint64_t* active) {
-  const Floats right = __builtin_convertvector(dots, Floats) * row.v, other = load<Floats>(inverse);
-  *inactive |= uint64_t(lane_bits(other * row.a + load<Floats>(weighted) >= right)) << bit;
-  if (active) *active |= uint64_t(lane_bits(other * row.b + load<Floats>(active_weighted) < right)) << bit;
+// The screen's condition (screen.h) for a row and as many columns as there are lanes: the bits of those that certainly
+// are inactive, which NaN is not.
+inline uint64_t inactive_bits(Ints dots, const RowBound& row, const float* inverse, const float* weighted) {
+  const Floats right = __builtin_convertvector(dots, Floats) * row.v;
+  return at_least(load<Floats>(inverse) * row.a + load<Floats>(weighted), right);
+}
+
+// The bits of those that certainly are active.
+inline uint64_t active_bits(Ints dots, const RowBound& row, const float* inverse, const float* active_weighted) {
+  const Floats right = __builtin_convertvector(dots, Floats) * row.v;
+  return lane_bits(load<Floats>(inverse) * row.b + load<Floats>(active_weighted) < right);
 }
 
 inline int64_t count_ones(const uint64_t* words, int64_t count) {

@@ -73,7 +73,7 @@ struct FineBounds {
     for (int r = 0; r < kBlock; ++r) {
       const double s = steps[r] > 0 ? steps[r] : 1;
       const Limits l = steps[r] > 0 ? limits(s * s * double(squares[r]), residual * s + 0x1p-38, margin) : kNoLimits;
-      rows[r] = {float(2 * s), float(l.inactive), float(l.active), 0};
+      rows[r] = {float(2 * s), float(l.inactive), float(l.active)};
       inverse[r] = float(1 / s);
       weighted[r] = float(l.inactive / s);
       active_weighted[r] = float(l.active / s);
@@ -121,9 +121,11 @@ inline void compare(const Comparison& c) {
     for (int r = 0; r < c.anchor_count; ++r) {
       if (!(c.units[p] >> (r / kPanel) & 1)) continue;
       uint64_t inactive = 0, active = 0;
-      for (int bit = 0, o = p * kPanel; bit < kPanel; bit += 2 * kLanes, o += 2 * kLanes)
-        decide(load<Ints>(dots + (p * kBlock + r) * kPanel + bit), anchors.rows[r], others.inverse + o,
-               others.weighted + o, others.active_weighted + o, bit, &inactive, &active);
+      for (int bit = 0, o = p * kPanel; bit < kPanel; bit += 2 * kLanes, o += 2 * kLanes) {
+        const Ints products = load<Ints>(dots + (p * kBlock + r) * kPanel + bit);
+        inactive |= inactive_bits(products, anchors.rows[r], others.inverse + o, others.weighted + o) << bit;
+        active |= active_bits(products, anchors.rows[r], others.inverse + o, others.active_weighted + o) << bit;
+      }
       c.inactive[p * kBlock + r] = inactive;
       c.active[p * kBlock + r] = active;
     }

@@ -28,9 +28,9 @@ void dots(const Dots& d) {
   for (; i < d.count; ++i) dot_rows<1>(d, i);
 }
 
-// Digits from their planes.
-void unpack(const Planes& rows, int count, int8_t* out) {
-  const Ints low = int32_t(0x0f0f0f0f) - Ints{}, flip = int32_t(0x80808080) - Ints{};  // takes 128 off
+// Rows of digits, with the tier's offset, from their planes.
+void unpack(const Planes& rows, int count, uint8_t* out) {
+  const Ints low = int32_t(0x0f0f0f0f) - Ints{}, flip = int32_t(kSigned ? 0x80808080 : 0) - Ints{};  // takes 128 off
   for (int i = 0; i < count; ++i, out += 2 * rows.width) {
     const uint8_t *coarse = rows.coarse + size_t(i) * rows.width, *fine = rows.fine + size_t(i) * rows.width;
     for (int k = 0; k < rows.width; k += kVectorBytes) {
@@ -76,7 +76,7 @@ inline uint64_t certainly_below(const Scan& s, int first, const int32_t* product
     const Floats left = load<Floats>(s.half + i) * s.half_weight + s.threshold -
                         load<Floats>(s.norm + i) * s.norm_weight - load<Floats>(residual + i) * residual_weight;
     const Floats right = __builtin_convertvector(load<Ints>(products + c), Floats) * load<Floats>(s.scale + i);
-    below |= uint64_t(lane_bits(left >= right)) << c;
+    below |= uint64_t(at_least(left, right)) << c;
   }
   return below;
 }
@@ -87,7 +87,8 @@ void scan(const Scan& s) {
   for (int begin = 0; begin < s.count; begin += kPanel) {
     const int count = s.count - begin < kPanel ? s.count - begin : kPanel;
     const size_t at = size_t(begin) * s.rows.width;
-    int32_t products[kPanel] = {};
+    int32_t* const products = s.products + begin;
+    for (int i = count; i < kPanel; ++i) products[i] = 0;
     dots({{s.rows.coarse + at, nullptr, s.rows.width}, nullptr, count, s.query, s.query_sum, products});
     const uint64_t valid = count == kPanel ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
     uint64_t left = ~certainly_below(s, begin, products, s.coarse_residual, s.coarse_weight) & valid;

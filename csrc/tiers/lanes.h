@@ -21,6 +21,7 @@ inline HalfInts high_half(Ints v);
 inline void store_narrow(int8_t* p, Ints v);  // v in the range of the type
 inline void store_narrow(int16_t* p, Ints v);
 inline unsigned lane_bits(Ints mask);              // one bit for each lane of a comparison
+inline unsigned at_least(Floats a, Floats b);      // the same of a >= b
 inline void add_pairs(Ints& acc, Ints a, Ints b);  // acc += products of two pairs of 16-bit integers
 
 // Inlined, an inner loop is short of registers.

@@ -36,25 +36,27 @@ inline unsigned lane_bits(Ints mask) {
   const uint32x4_t weights = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32((uint32x4_t)mask, weights));
 }
+inline unsigned at_least(Floats a, Floats b) { return lane_bits(a >= b); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) {
   const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
   acc += (Ints)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 }
 
 constexpr int kScreenedRows = 4, kHeld = 4;  // 16 accumulators of the 32 registers
+constexpr bool kSigned = true;               // rows have no offset
 
 // acc += products of rows and columns.
-template <int ROWS>
-inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, Ints (&acc)[ROWS][kHeld]) {
+template <int ROWS, int HELD>
+inline void add_products(const uint8_t* rows, const int8_t* panel, int depth, Ints (&acc)[ROWS][HELD]) {
   for (int k = 0; k < depth; k += 8, panel += 8 * kPanel) {
-    int8x16_t near[kHeld], far[kHeld];
-    for (int h = 0; h < kHeld; ++h) {
-      near[h] = vld1q_s8((const int8_t*)panel + 16 * h);
-      far[h] = vld1q_s8((const int8_t*)panel + 4 * kPanel + 16 * h);
+    int8x16_t near[HELD], far[HELD];
+    for (int h = 0; h < HELD; ++h) {
+      near[h] = vld1q_s8(panel + 16 * h);
+      far[h] = vld1q_s8(panel + 4 * kPanel + 16 * h);
     }
     for (int r = 0; r < ROWS; ++r) {
-      const int8x8_t row = vld1_s8(rows + size_t(r) * depth + k);
-      for (int h = 0; h < kHeld; ++h) {
+      const int8x8_t row = vld1_s8((const int8_t*)rows + size_t(r) * depth + k);
+      for (int h = 0; h < HELD; ++h) {
         const int32x4_t half = vdotq_lane_s32((int32x4_t)acc[r][h], near[h], row, 0);
         acc[r][h] = (Ints)vdotq_lane_s32(half, far[h], row, 1);
       }
@@ -104,7 +106,7 @@ const Tier kNeon = {"neon",
                     screen,
                     count_ones,
                     127,
-                    0,
+                    6,
                     unpack,
                     dots,
                     scan,

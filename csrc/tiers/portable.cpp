@@ -22,22 +22,25 @@ inline unsigned lane_bits(Ints mask) {
   for (int lane = 0; lane < 2 * kLanes; ++lane) bits |= unsigned(mask[lane] & 1) << lane;
   return bits;
 }
+inline unsigned at_least(Floats a, Floats b) { return lane_bits(a >= b); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 
 constexpr int kScreenedRows = 2, kHeld = kPanel / (2 * kLanes);
+constexpr bool kSigned = false;  // rows have an offset
 
 // acc += products of rows and columns.
-template <int ROWS>
-inline void add_products(const int8_t* rows, const uint8_t* panel, int depth, Ints (&acc)[ROWS][kHeld]) {
+template <int ROWS, int HELD>
+inline void add_products(const uint8_t* rows, const int8_t* panel, int depth, Ints (&acc)[ROWS][HELD]) {
   for (int r = 0; r < ROWS; ++r, rows += depth) {
-    int32_t sums[kPanel] = {};
+    constexpr int kColumns = HELD * 2 * kLanes;
+    int32_t sums[kColumns] = {};
     for (int k = 0; k < depth; k += 4) {
-      const uint8_t* column = panel + size_t(k) * kPanel;
+      const int8_t* column = panel + size_t(k) * kPanel;
       const int32_t r0 = rows[k], r1 = rows[k + 1], r2 = rows[k + 2], r3 = rows[k + 3];
-      for (int c = 0; c < kPanel; ++c, column += 4)
+      for (int c = 0; c < kColumns; ++c, column += 4)
         sums[c] += r0 * column[0] + r1 * column[1] + r2 * column[2] + r3 * column[3];
     }
-    for (int h = 0; h < kHeld; ++h) acc[r][h] += load<Ints>(sums + h * 2 * kLanes);
+    for (int h = 0; h < HELD; ++h) acc[r][h] += load<Ints>(sums + h * 2 * kLanes);
   }
 }
 
@@ -71,7 +74,7 @@ const Tier kPortable = {"portable",
                         screen,
                         count_ones,
                         127,
-                        128,
+                        88,
                         unpack,
                         dots,
                         scan,
