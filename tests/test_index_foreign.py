@@ -9,6 +9,7 @@ import pytest
 from usearch.index import Index as NativeIndex
 
 from mmfast import _C, Index
+from mmfast.search.native import Native
 from tests.test_index import gaussian
 
 
@@ -70,21 +71,61 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
         assert index.search(np.ones(index.ndim), 3).keys.shape == (3,)
 
 
-def test_a_version_to_come_leaves_searches_exact(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """USearch writes version 3."""
     real = _C.usearch_graph
 
-    def newer(content: np.ndarray) -> object:
+    def read(content: np.ndarray) -> object:
         changed = content.copy()
         head = bytes(content).index(b"usearch")
         changed[head + 7] = 3
         return real(changed)
 
-    monkeypatch.setattr("mmfast._C.usearch_graph", newer)
+    monkeypatch.setattr("mmfast._C.usearch_graph", read)
+
+
+@pytest.mark.parametrize(("metric", "dtype"), [("cos", "bf16"), ("cos", "i8"), ("ip", "f16"), ("l2sq", "f32")])
+def test_a_version_to_come_is_searched_by_usearch(
+    metric: str, dtype: str, newer: None, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    rows = gaussian(4600, 8)
+    rows[4000:4500] = rows[:500]
+    rows[4500:] = rows[7]
+    index = Index(8, metric, dtype)
+    index.add(range(4600), rows)
+    index.build()
+    assert "the graph has USearch's version 3, not 2: USearch searches by itself" in caplog.text
+    assert (index.stats()["graph"], index.stats()["tail"]) == (4600, 0)
+    assert max(point.recall for point in index.recall_curve()[10]) > 0.97
+    index.remove([11, 7])
+    index.add([4600], rows[7:8])
+    queries, allowed = gaussian(100, 8), np.arange(4601) % 3 > 0
+    for where in (None, allowed, range(2, 4600, 100)):
+        exact = index.search(queries, 5, exact=True, where=where)
+        found = index.search(queries, 5, ef=120, where=where)
+        assert float((found.keys == exact.keys).mean()) > 0.97
+        same = found.keys == exact.keys
+        np.testing.assert_array_equal(found.distances[same], exact.distances[same])
+    assert index.search(rows[7], 102, ef=20).keys.tolist() == index.search(rows[7], 102, exact=True).keys.tolist()
+    assert index.search(queries, 3, recall=0.9).keys.shape == (100, 3)
+
+    index.save(tmp_path / "saved")
+    again = Index.load(tmp_path / "saved")
+    assert again.stats() == index.stats()
+    np.testing.assert_array_equal(again.search(queries, 5, ef=50).keys, index.search(queries, 5, ef=50).keys)
+
+
+def test_what_a_version_to_come_cannot_read_is_searched_exactly(
+    newer: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     index, rows = Index(8), gaussian(2600, 8)
     index.add(range(2600), rows)
     index.build()
-    assert "no graph, searches stay exact: the graph has USearch's version 3, not 2" in caplog.text
-    assert (index.stats()["graph"], index.stats()["tail"]) == (0, 0)
-    assert index.search(rows, 1, ef=10).keys[:, 0].tolist() == list(range(2600))
+    index.save(tmp_path / "saved")
+    monkeypatch.setattr(Native, "save", lambda _: np.zeros(64, np.uint8))
+    index.save(tmp_path / "damaged")
+    again = Index.load(tmp_path / "damaged")
+    assert "no graph, searches are exact until the next is built" in caplog.text
+    assert again.stats()["graph"] == 0
+    assert again.search(rows, 1).keys[:, 0].tolist() == list(range(2600))

@@ -1,7 +1,8 @@
 """Build a graph of neighbours with USearch, and lay its rows out for walking through them (csrc/graph_search.h).
 
-USearch builds good graphs fast, but is never asked to search: a searcher of its own has no filters and no say about its
-candidates, and walks through full vectors. What is read from it are the links of its lowest layer.
+USearch builds good graphs fast, but is not asked to search, unless its links cannot be read (mmfast.search.native): it
+has no filters and no say about its candidates, and walks through full vectors. What is read from it are the links of
+its two lowest layers.
 
 A navigable graph gets lost among copies: after 3,000 identical vectors every candidate is one of them, all at the same
 distance, and of 500 distinct vectors added next hardly any is found. Copies are common in real data (one placeholder
@@ -10,7 +11,6 @@ picture behind many products), so the graph holds each vector once, and the othe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -37,8 +37,6 @@ _SAMPLE = 128  # rows whose tenth neighbours are looked at
 _FEW = 0.05  # of these may be closer than is good
 _MOVED, _LIFTED = 1 / 10, 1 / 4  # of the tenth neighbour's distance: a step, and what all distances gain
 _TOGETHER = 0.01  # of the rows may be equal to others
-
-_log = logging.getLogger("mmfast")
 
 Rows = npt.NDArray[np.int32]
 Progress = Callable[[int], None]  # rows added so far; it may raise, to give up
@@ -67,16 +65,10 @@ def plan_graph(stored: npt.NDArray[Any], settings: Settings, threads: int, progr
     heads, copied = distinct(stored)
     if len(heads) <= EXACT_ROWS:
         return None
-    builder = _Builder(stored, heads, settings, threads, progress)
-    held = _sample(len(heads), np.isin(heads, copied.heads, invert=True))
+    builder = Builder(stored, settings, threads, progress, as_bytes(stored, heads, settings, threads, progress))
+    held = sample(len(heads), np.isin(heads, copied.heads, invert=True))
     builder.add(heads[~held])
-    try:
-        graph = builder.graph()
-    except ValueError as error:  # a version of USearch to come
-        _log.warning(
-            "no graph, searches stay exact: %s; install a version of usearch that mmfast was tested with", error
-        )
-        return None
+    graph = builder.graph()
     nodes = graph.rows[_layout(graph.levels, graph.neighbours)]
     order = np.concatenate([nodes, heads[held], copied.rows])
     place = np.empty(len(stored), dtype=np.int32)
@@ -89,13 +81,13 @@ def plan_graph(stored: npt.NDArray[Any], settings: Settings, threads: int, progr
     return Plan(order, links, first, range(len(nodes), len(heads)))
 
 
-def _sample(count: int, suitable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def sample(count: int, suitable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Mark some of the suitable ones, spread evenly."""
     positions = np.flatnonzero(suitable)
-    sample = np.zeros(count, dtype=np.bool_)
+    marked = np.zeros(count, dtype=np.bool_)
     if len(positions):
-        sample[positions[np.linspace(0, len(positions) - 1, min(HELD_BACK, count // 16)).astype(np.int64)]] = True
-    return sample
+        marked[positions[np.linspace(0, len(positions) - 1, min(HELD_BACK, count // 16)).astype(np.int64)]] = True
+    return marked
 
 
 def as_bytes(
@@ -147,29 +139,29 @@ class _Graph(NamedTuple):
     upper: Rows  # (nodes above that, slots) on the next one
 
 
-class _Builder:
-    """USearch's graph, its keys the numbers of rows."""
+class Builder:
+    """USearch's graph of rows, or of bytes that stand for them; its keys are the numbers of rows."""
 
     def __init__(
         self,
         stored: npt.NDArray[Any],
-        heads: npt.NDArray[np.int64],
         settings: Settings,
         threads: int,
         progress: Progress,
+        small: npt.NDArray[np.int8] | None = None,
     ) -> None:
         from usearch.index import Index as NativeIndex
 
         self._rows, self._threads, self._progress = stored, threads, progress
         self._raw = "bf16" if settings.dtype == "bf16" else None  # NumPy cannot name it
         form = asdict(settings)
-        if (small := as_bytes(stored, heads, settings, threads, progress)) is not None:
+        if small is not None:
             self._rows, self._raw = small, None
             form |= {"metric": "l2sq", "dtype": "i8"}
         elif settings.metric == "cos" and settings.dtype != "i8":
             # Rows are of unit length: their inner product says the same as the cosine, in two thirds of the time.
             form |= {"metric": "ip"}
-        self._native: Any = NativeIndex(**form, enable_key_lookups=False)
+        self.native: Any = NativeIndex(**form, enable_key_lookups=False)
         self._added = 0
 
     def add(self, rows: npt.NDArray[np.int64]) -> None:
@@ -177,13 +169,13 @@ class _Builder:
             self._progress(self._added)
             chunk = rows[start : start + _CHUNK]
             threads = min(self._threads, len(chunk))
-            self._native.add(chunk.astype(np.uint64), self._rows[chunk], threads=threads, dtype=self._raw)
+            self.native.add(chunk.astype(np.uint64), self._rows[chunk], threads=threads, dtype=self._raw)
             self._added += len(chunk)
         self._progress(self._added)
 
     def graph(self) -> _Graph:
         """Return the graph so far."""
-        return _Graph(*_C.usearch_graph(np.frombuffer(self._native.save(), np.uint8)))
+        return _Graph(*_C.usearch_graph(np.frombuffer(self.native.save(), np.uint8)))
 
 
 def _layout(levels: npt.NDArray[np.int16], neighbours: Rows) -> npt.NDArray[np.int64]:
@@ -221,11 +213,21 @@ class Copied(NamedTuple):
     rows: npt.NDArray[np.int64]
     heads: npt.NDArray[np.int64]  # which row each is a copy of
 
+    def by_head(self) -> Copied:
+        """Return them by what they are copies of."""
+        order = np.argsort(self.heads, kind="stable")
+        return Copied(self.rows[order], self.heads[order])
+
+    def of(self, heads: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the copies of some heads; these are ordered by head."""
+        ends = np.searchsorted(self.heads, heads, side="right")
+        counts = ends - np.searchsorted(self.heads, heads)
+        return self.rows[np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())]
+
     def chains(self, place: Rows) -> Rows:
         """Return for each place that of the next copy; places of copies follow those of their heads, in order."""
         following = np.full(len(place), -1, dtype=np.int32)
-        by_head = np.argsort(self.heads, kind="stable")
-        rows, heads = self.rows[by_head], self.heads[by_head]
+        rows, heads = self.by_head()
         if len(rows):
             starts = np.append(True, heads[1:] != heads[:-1])
             before = np.where(starts, heads, np.append(0, rows[:-1]))

@@ -187,7 +187,7 @@ class Searchable(Made):
         if not len(asked):
             raise ValueError(f"queries must be some, got shape {tuple(asked.shape)}")
         main = self._state.main
-        if main is not None and main.segment.links is not None:
+        if main is not None and main.segment.walker is not None:
             main.segment.measure(asked, main.alive, threads)
 
     def recall_curve(self) -> dict[int, list[Point]]:
@@ -224,7 +224,7 @@ class Searchable(Made):
         curve = self.recall_curve()
         return {
             "rows": state.size(),
-            "graph": state.main.size() if state.main and main and main.links else 0,
+            "graph": state.main.size() if state.main and main and main.walker else 0,
             "tail": state.tail.size() if state.tail else 0,
             "removed": sum(len(part.segment) - part.size() for part in state.parts()),
             "bytes": sum(part.segment.bytes() for part in state.parts()),

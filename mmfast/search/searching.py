@@ -76,9 +76,9 @@ def _nearest_of(
     """Return keys, and distances or the float64 that rows are ranked by."""
     segment = part.segment
     mask = part.alive if allowed is None else allowed.rows(part)
-    expansion = None if options.exact or segment.links is None else options.expansion
+    expansion = None if options.exact or segment.walker is None else options.expansion
     available = len(segment) if mask is None else int(np.count_nonzero(mask))
-    if segment.links is not None and expansion is None and not options.exact and k < available:
+    if segment.walker is not None and expansion is None and not options.exact and k < available:
         share = available / len(segment)
         expansion = (
             segment.curve.choose(len(queries), k, options.recall, share)
@@ -89,7 +89,7 @@ def _nearest_of(
         keys, distances = segment.rows.search(queries, k, mask, ranked, threads)
         return keys, distances
     bits = segment.curve.bits if segment.curve else 8
-    keys, distances, complete = segment.rows.graph_search(queries, k, max(expansion, k), bits, mask, ranked, threads)
+    keys, distances, complete = segment.walker.graph_search(queries, k, max(expansion, k), bits, mask, ranked, threads)
     # Where links lead to the same few rows, or to many that may not be found, a walk ends before it has met enough.
     if not complete and available:
         short = np.flatnonzero(keys[:, min(k, available) - 1] < 0)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from mmfast import _C
 from mmfast.search import arrays
-from mmfast.search.graph import Links, Progress, plan_graph
+from mmfast.search.graph import EXACT_ROWS, Links, Progress, plan_graph
 from mmfast.search.image import Image, aligned, encode
+from mmfast.search.native import Native, NativeSearch, build_native, unknown_version
 from mmfast.search.settings import Settings
 from mmfast.search.tuning import Curve, measure
 
@@ -29,12 +30,17 @@ class Segment:
         links: Links | None = None,
         curve: Curve | None = None,
         built: float | None = None,
+        native: Native | None = None,
     ) -> None:
         self.settings, self.keys, self.stored, self.image, self.links = settings, keys, stored, image, links
-        self.curve, self.built = curve, built
+        self.curve, self.built, self.native = curve, built, native
         self.rows: Any = _C.VectorSet(stored, settings.dtype, settings.metric, *image, keys)
+        self.walker: Any = None  # what walks through the graph, if there is one
         if links:
             self.rows.set_links(*links)
+            self.walker = self.rows
+        elif native:
+            self.walker = NativeSearch(native, self.rows, len(keys))
 
     @classmethod
     def build(
@@ -46,20 +52,45 @@ class Segment:
         progress: Progress,
     ) -> tuple[Segment, npt.NDArray[np.int64] | None]:
         """Return a segment of these rows, and the order that they were brought into, if it is another."""
+        if len(keys) > EXACT_ROWS and (why := unknown_version()):
+            return cls._build_native(settings, keys, stored, threads, progress, why), None
         plan = plan_graph(stored, settings, threads, progress)
         if plan is None:
             return cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads)), None
         keys = keys[plan.order]
         stored = np.take(stored, plan.order, axis=0, out=aligned(stored.shape, stored.dtype), mode="clip")
         segment = cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads), plan.first)
-        allowed = np.ones(len(stored), dtype=np.bool_)
-        allowed[plan.held.start : plan.held.stop] = False
-        queries = arrays.widen(stored[plan.held.start : plan.held.stop], settings.dtype)
-        segment.curve = measure(segment.rows, queries, allowed, None, threads)
-        segment.built = time.time()
+        segment._measure_by(np.arange(plan.held.start, plan.held.stop), threads)
         segment.links = plan.links
         segment.rows.set_links(*plan.links)
         return segment, plan.order
+
+    @classmethod
+    def _build_native(
+        cls,
+        settings: Settings,
+        keys: npt.NDArray[np.int64],
+        stored: npt.NDArray[Any],
+        threads: int,
+        progress: Progress,
+        why: str,
+    ) -> Segment:
+        image = encode(stored, settings.dtype, settings.metric, threads)
+        built = build_native(stored, settings, threads, progress, why)
+        if built is None:
+            return cls(settings, keys, stored, image)
+        native, builder, held = built
+        segment = cls(settings, keys, stored, image, native=native)
+        segment._measure_by(held, threads)
+        builder.add(held)
+        return segment
+
+    def _measure_by(self, held: npt.NDArray[np.int64], threads: int) -> None:
+        """Measure the graph by rows that are not in it yet."""
+        allowed = np.ones(len(self), dtype=np.bool_)
+        allowed[held] = False
+        self.curve = measure(self.walker, arrays.widen(self.stored[held], self.settings.dtype), allowed, None, threads)
+        self.built = time.time()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -67,7 +98,7 @@ class Segment:
 
     def measure(self, queries: npt.NDArray[np.float32], alive: npt.NDArray[np.bool_] | None, threads: int) -> None:
         """Measure the graph by queries of the caller."""
-        self.curve = measure(self.rows, queries, alive, alive, threads)
+        self.curve = measure(self.walker, queries, alive, alive, threads)
 
     def bytes(self) -> int:
         """Return the memory that its arrays take, mapped or not."""

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search.graph import Links
+from mmfast.search.graph import Copied, Links
 from mmfast.search.image import Image, sizes
+from mmfast.search.native import Native
 from mmfast.search.segment import Segment
 from mmfast.search.settings import KEY_LIMIT, Settings
 from mmfast.search.state import Part, State
@@ -36,6 +37,7 @@ def pack_state(state: State) -> list[Bytes]:
             "removed": state.main.alive is not None,
             "links": [segment.links.neighbours.shape, segment.links.upper.shape] if segment.links else None,
             "entries": segment.links.entries if segment.links else 0,
+            "native": segment.native is not None,
             "curve": segment.curve.to_json() if segment.curve else None,
             "built": segment.built,
         }
@@ -44,6 +46,8 @@ def pack_state(state: State) -> list[Bytes]:
             arrays.append(state.main.alive)
         if segment.links:
             arrays += [segment.links.neighbours, segment.links.upper, segment.links.copies]
+        if segment.native:
+            arrays += [segment.native.save(), *segment.native.copied]
     if state.tail:
         alive = slice(None) if state.tail.alive is None else state.tail.alive
         keys = state.tail.segment.keys[alive]
@@ -75,8 +79,12 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
         if told["links"]:
             neighbours, upper = (read("<i4", *shape) for shape in told["links"])
             links = Links(neighbours, upper, read("<i4", rows), told["entries"])
+        native = None
+        if told.get("native"):
+            content = next(left, memoryview(b""))
+            native = Native.restore(content, Copied(read("<i8", -1), read("<i8", -1)))
         curve = Curve.from_json(told["curve"]) if told["curve"] else None
-        main = Part(Segment(settings, keys, stored, image, links, curve, told["built"]), alive)
+        main = Part(Segment(settings, keys, stored, image, links, curve, told["built"], native), alive)
     fresh = None
     if described["tail"]:
         keys = read("<i8", described["tail"])
