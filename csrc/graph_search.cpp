@@ -189,8 +189,12 @@ class Walk {
     distances_.resize(count);
     if (g_->precision == Precision::kRows) {
       const Ranker rank_of = ranker();
-      const double shift = g_->search.metric == Metric::kCos ? 1 : 0;  // close ones are then close to 0
-      for (int i = 0; i < count; ++i) distances_[i] = float(rank_of(fresh[i]).rank + shift);
+      ranks_.resize(count);
+      for (int i = 0; i < count; ++i) ranks_[i] = rank_of(fresh[i]).rank;
+      // Close ones are to be close to 0, where a float is most precise.
+      if (fresh == met_.from(0))
+        nearest_ = g_->search.metric == Metric::kIp ? *std::min_element(ranks_.begin(), ranks_.end()) : squared() - 1;
+      for (int i = 0; i < count; ++i) distances_[i] = float(ranks_[i] - nearest_);
       return;
     }
     products_.resize(count);
@@ -271,6 +275,8 @@ class Walk {
   std::vector<int32_t> rows_, products_;
   std::vector<int8_t> digits_;
   std::vector<float> distances_, scratch_;
+  std::vector<double> ranks_;
+  double nearest_;  // a rank that few fall below
 };
 
 }  // namespace

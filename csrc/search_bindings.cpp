@@ -122,7 +122,7 @@ class VectorSet {
   }
 
   py::tuple range_search(const Array<float>& queries, double radius, const std::optional<Array<bool>>& allowed,
-                         int threads) {
+                         bool ranked, int threads) {
     if (!std::isfinite(radius)) throw py::value_error("radius must be finite");
     const auto found =
         run(queries, Shortlist::kAll, radius, allowed, threads, [](const ExactSearch& s) { return exact_search(s); });
@@ -131,12 +131,20 @@ class VectorSet {
     for (size_t j = 0; j < found.size(); ++j) offsets.mutable_at(j) = total, total += int64_t(found[j].size());
     offsets.mutable_at(found.size()) = total;
     Array<int64_t> keys(total);
-    Array<float> distances(total);
     int64_t* key = keys.mutable_data();
-    float* distance = distances.mutable_data();
     for (const auto& row : found)
-      for (const Neighbour& n : row) *key++ = n.key, *distance++ = float(to_distance(metric_, n.rank));
-    return py::make_tuple(offsets, keys, distances);
+      for (const Neighbour& n : row) *key++ = n.key;
+    if (ranked) return py::make_tuple(offsets, keys, flat<double>(total, found, [](double rank) { return rank; }));
+    return py::make_tuple(offsets, keys,
+                          flat<float>(total, found, [&](double rank) { return to_distance(metric_, rank); }));
+  }
+  template <class T, class Convert>
+  static Array<T> flat(int64_t total, const std::vector<std::vector<Neighbour>>& found, Convert&& convert) {
+    Array<T> values(total);
+    T* value = values.mutable_data();
+    for (const auto& row : found)
+      for (const Neighbour& n : row) *value++ = T(convert(n.rank));
+    return values;
   }
 
  private:
@@ -188,7 +196,7 @@ void bind_search(py::module_& m) {
       .def("graph_search", &VectorSet::graph_search, py::arg("queries").noconvert(), py::arg("k"), py::arg("expansion"),
            py::arg("bits"), py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
       .def("range_search", &VectorSet::range_search, py::arg("queries").noconvert(), py::arg("radius"),
-           py::arg("allowed").noconvert(), py::arg("threads"));
+           py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"));
 }
 
 }  // namespace mmfast

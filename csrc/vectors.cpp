@@ -147,9 +147,12 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   // By its length, not by a bound of it: a radius asks for scores of a certain size.
   const double length = framed ? 0 : std::sqrt(tier.f32.dot(query, query, features)), least = 0x1p-38;
   const double factor = framed ? codes.unit / unit : 1 / (length > 0 ? length * unit : least);
-  Query out = {q.scale * factor, (q.norm + least) * factor, q.residual * factor, q.sum, length, true};
+  Query out = {q.scale * factor, (q.norm + least) * factor, q.residual * factor, 0, q.sum, length, true};
+  // Squares of D differences and their sum are off by D + 8 units of |q - z|^2 <= 2 |q|^2 + 2 |z|^2, of which a bound's
+  // share of |z|^2 / 2 covers the latter; a score is half of a distance.
+  if (framed) out.rounding = (features + 8) * 0x1p-52 * out.norm * out.norm;
   out.decided = out.norm < kFarthestQuery && out.residual < kFarthestQuery && out.scale > 1e-30;
-  if (!out.decided) out = {1, 1, std::numeric_limits<double>::infinity(), q.sum, length, false};
+  if (!out.decided) out = {1, 1, std::numeric_limits<double>::infinity(), 0, q.sum, length, false};
   return out;
 }
 
@@ -158,7 +161,7 @@ Bound bound_score(const Codes& codes, const Query& q, int64_t row, int32_t produ
   const double h = codes.half[row], norm = codes.norm[row], e = codes.residual[row];
   const double middle = q.scale * codes.scale[row] * product - h;
   const double reach = norm * (q.residual + kWider * q.norm) + e * q.norm * (1 + kWider) + kWider * h;
-  if (reach < std::numeric_limits<double>::infinity()) return {middle - reach, middle + reach};
+  if (reach < std::numeric_limits<double>::infinity()) return {middle - reach - q.rounding, middle + reach};
   return {-std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity()};
 }
 

@@ -64,6 +64,7 @@ void encode(const Vectors& vectors, Metric metric, const float* centre, double u
 // A query in the frame of the rows. Under cos and ip it is scaled to unit length.
 struct Query {
   double scale, norm, residual;  // s, |q| and e, of the digits
+  double rounding;               // of two ranks in float64, as scores: beyond it they are certainly not equal
   int32_t sum;                   // of the digits
   double length;                 // as it was given; not computed under l2sq
   bool decided;                  // false: the digits say nothing

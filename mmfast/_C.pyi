@@ -59,5 +59,5 @@ class VectorSet:
         self, queries: Rows, k: int, expansion: int, bits: int, allowed: Rows | None, ranked: bool, threads: int
     ) -> tuple[Rows, Rows, bool]: ...
     def range_search(
-        self, queries: Rows, radius: float, allowed: Rows | None, threads: int
+        self, queries: Rows, radius: float, allowed: Rows | None, ranked: bool, threads: int
     ) -> tuple[Rows, Rows, Rows]: ...

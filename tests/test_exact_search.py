@@ -209,6 +209,23 @@ def test_the_number_of_queries_does_not_matter(metric: str) -> None:
         np.testing.assert_array_equal(found.distances, expected.distances[:count])
 
 
+def test_queries_far_beyond_the_rows_order_ties_by_key() -> None:
+    """Rounding of float64 makes most rows equally far; bounds that were closer would leave out some with small keys."""
+    rows = normal(0, 900, 16) + 1
+    queries = np.stack([normal(1, 16), np.ones(16, np.float32)]) * np.float32(3e15)
+    everything = mmfast.exact_search(queries, rows, 900, metric="l2sq")
+    assert len(np.unique(everything.distances)) < 20
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for count in (1, 2, 40):
+                found = mmfast.exact_search(np.repeat(queries, count, axis=0), rows, 7, metric="l2sq")
+                np.testing.assert_array_equal(found.keys[::count], everything.keys[:, :7])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_threads_and_tiers_do_not_matter() -> None:
     rows, queries = normal(10, 5000, 96), normal(11, 300, 96)
     before = torch.get_num_threads()

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmfast import Index
-from mmfast.search import folding, searching, tuning
+from mmfast import _C, Index
+from mmfast.search import folding, image, searching, tuning
 from mmfast.search.arrays import encode
 from mmfast.search.graph import EXACT_ROWS, as_bytes, distinct
 from mmfast.search.segment import Segment
@@ -68,7 +68,7 @@ def test_the_engines_agree(parts: tuple[Index, dict[int, Any]]) -> None:
     np.testing.assert_array_equal(exact.keys, keys[:, :10])
     np.testing.assert_allclose(exact.distances, truth[:, :10], rtol=1e-5, atol=1e-5)
     walked = index.search(queries, 10, ef=300)
-    assert (walked.keys == exact.keys).mean() > (0.9 if index.metric == "ip" else 0.97)
+    assert (walked.keys == exact.keys).mean() > 0.9  # of clusters far apart a graph may miss one
     same = walked.keys == exact.keys
     np.testing.assert_array_equal(walked.distances[same], exact.distances[same])  # ranked by the same numbers
     assert (walked.keys == index.search(queries[:, None][:, 0], 10, ef=300).keys).all()
@@ -121,6 +121,18 @@ def test_radii(parts: tuple[Index, dict[int, Any]]) -> None:
     where = list(held)[:50]
     assert set(index.range_search(queries, truth.max() + 1, where=where).keys.tolist()) == set(where)
     assert index.range_search(queries[0], radius).offsets.tolist() == [0, len(held)]
+
+
+def test_neighbours_within_a_radius_are_in_order_beyond_float32() -> None:
+    """Also over several parts, where distances are one and the same float."""
+    rows = np.stack([np.ones(80), np.arange(80) * 1e-6], axis=1).astype(np.float32)
+    index = Index(2, "l2sq", "f32")
+    index.add(range(80, 40, -1), rows[:40])
+    index.build()
+    index.add(range(40, 0, -1), rows[40:])
+    found = index.range_search(np.zeros(2), 2.0)
+    assert found.keys.tolist() == list(range(80, 0, -1)) == index.search(np.zeros(2), 80, exact=True).keys.tolist()
+    assert (found.distances == 1).all()
 
 
 def test_radius_of_an_empty_index() -> None:
@@ -330,8 +342,8 @@ def test_recall_is_what_was_asked_for() -> None:
     assert index.recall_curve() != curve
 
 
-@pytest.mark.parametrize(("ndim", "clusters", "bits"), [(2, 0, 8), (32, 0, 4), (16, 25, 64)])
-def test_walks_go_by_the_fewest_bits_that_lead_as_well_as_more(ndim: int, clusters: int, bits: int) -> None:
+@pytest.mark.parametrize(("ndim", "clusters", "bits"), [(2, 0, {8}), (32, 0, {4, 8}), (16, 25, {64})])
+def test_walks_go_by_the_fewest_bits_that_lead_as_well_as_more(ndim: int, clusters: int, bits: set[int]) -> None:
     index, rows = Index(ndim, "l2sq", "f32"), gaussian(4200, ndim)
     if clusters:
         rows = 1e-3 * rows + gaussian(clusters, ndim, seed=1)[np.arange(4200) % clusters]
@@ -341,10 +353,26 @@ def test_walks_go_by_the_fewest_bits_that_lead_as_well_as_more(ndim: int, cluste
     main = index._state.main
     assert main is not None
     assert main.segment.curve is not None
-    assert main.segment.curve.bits == bits
+    assert main.segment.curve.bits in bits
     truth = index.search(queries, 10, exact=True).keys
     found = index.search(queries, 10, ef=100).keys
     assert (found[:, :, None] == truth[:, None, :]).any(axis=2).mean() > 0.98
+
+
+def test_walks_by_rows_are_not_blind_to_small_differences_of_large_products() -> None:
+    rows, queries = gaussian(COUNT, 8), gaussian(50, 8, seed=1)
+    index = Index(8, "ip", "f32")
+    index.add(range(COUNT), rows)
+    index.build()
+    assert index._state.main is not None
+    segment = index._state.main.segment
+    assert segment.links is not None
+    large = np.hstack([segment.stored, np.full((COUNT, 1), 2e4, np.float32)])
+    walked = _C.VectorSet(large, "f32", "ip", *image.encode(large, "f32", "ip", 1), segment.keys)
+    walked.set_links(*segment.links)
+    before, *_ = segment.rows.graph_search(queries, 10, 60, 64, None, False, 1)
+    found, *_ = walked.graph_search(np.hstack([queries, np.full((50, 1), 2e4, np.float32)]), 10, 60, 64, None, False, 1)
+    assert np.mean(found == before) > 0.97
 
 
 def test_a_graph_is_built_from_bytes_where_these_tell_neighbours_apart() -> None:

@@ -229,3 +229,19 @@ def test_options_of_usearch_that_are_not_ours_are_refused(index: Index, option: 
         index.search(ONES, 1, **{option: 1})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=option):
         index.add([3, 4], ONES, **{option: False})
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i8"])
+def test_denormal_rows_that_pytorch_flushes_are_refused(dtype: str) -> None:
+    rows = np.ones((3, 4), np.float32)
+    rows[1] = 1e-40
+    index = Index(4, "cos", dtype)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormals")
+    try:
+        with pytest.raises(ValueError, match=r"rows 1 are zero to PyTorch after torch.set_flush_denormal\(True\)"):
+            index.add(range(3), rows)
+    finally:
+        torch.set_flush_denormal(False)
+    index.add(range(3), rows)
+    assert index.search(rows[1], 1).keys.tolist() == [0]

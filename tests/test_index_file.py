@@ -17,6 +17,7 @@ from usearch.index import Index as NativeIndex
 from mmfast import Index
 from mmfast.search import storage
 from mmfast.search.graph import EXACT_ROWS
+from mmfast.search.snapshot import pack_state, unpack_state
 from tests.test_index import gaussian
 
 
@@ -367,3 +368,15 @@ def test_sections_that_make_no_sense_never_crash(packed: tuple[dict[str, Any], l
     rows = gaussian(20, 6)
     for options in ({"ef": 30}, {"exact": True}):
         assert index.search(rows, 5, **options).keys.shape == (20, 5)
+
+
+def test_marks_of_removed_rows_are_checked() -> None:
+    index = Index(3)
+    index.add(range(10), gaussian(10, 3))
+    index.build()
+    index.remove(4)
+    sections = [bytearray(each) for each in pack_state(index._state)]
+    (marks,) = (each for each in sections if len(each) == 10)
+    marks[5] = 2
+    with pytest.raises(ValueError, match="what is removed is damaged"):
+        unpack_state(index._settings, [memoryview(each) for each in sections])

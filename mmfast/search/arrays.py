@@ -180,6 +180,9 @@ def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str, 
     array, given = as_stored(name, rows, metric, threads)
     for start in range(0, len(rows), _BLOCK):
         block = torch.from_numpy(widen(array[start : start + _BLOCK], given))
+        if metric == "cos":
+            flushed = (block.abs().amax(dim=1) == 0).nonzero()[:, 0].numpy() + start
+            _refuse(name, "be larger", flushed, "are zero to PyTorch after torch.set_flush_denormal(True)")
         encoded = _direction(block, dtype) if metric == "cos" else block.to(_STORED[dtype])
         overflown = ~torch.isfinite(encoded).all(dim=1)
         _refuse(name, "be smaller", overflown.nonzero()[:, 0].numpy() + start, f"overflow the storage dtype {dtype}")

@@ -63,11 +63,15 @@ def nearest(
     keys, ranks = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
     order = np.lexsort((keys, ranks), axis=1)[:, :k]  # padding, at infinity, comes last
     keys, ranks = np.take_along_axis(keys, order, 1), np.take_along_axis(ranks, order, 1)
-    metric = parts[0].segment.settings.metric
+    return keys, _distances(ranks, parts[0].segment.settings.metric)
+
+
+def _distances(ranks: npt.NDArray[np.float64], metric: str) -> Distances:
+    """Return the distances that belong to ranks (csrc/vectors.h)."""
     distances = ranks if metric == "l2sq" else 1 + ranks
     if metric == "cos":
         np.clip(distances, 0, 2, out=distances, where=np.isfinite(distances))
-    return keys, distances.astype(np.float32)
+    return distances.astype(np.float32)
 
 
 def _nearest_of(
@@ -100,16 +104,19 @@ def _nearest_of(
 
 def within(state: State, queries: Queries, radius: float, allowed: Filter | None, threads: int) -> RangeResult:
     """Return all neighbours within the radius."""
+    parts = state.parts()
+    several = len(parts) > 1
     found = []
-    for part in state.parts():
+    for part in parts:
         mask = part.alive if allowed is None else allowed.rows(part)
-        found.append(part.segment.rows.range_search(queries, radius, mask, threads))
+        found.append(part.segment.rows.range_search(queries, radius, mask, several, threads))
     if len(found) == 1:
         return RangeResult(*found[0])
     which = [np.repeat(np.arange(len(queries)), np.diff(offsets)) for offsets, _, _ in found]
     query = np.concatenate([np.zeros(0, np.int64), *which])
     keys = np.concatenate([np.zeros(0, np.int64), *(keys for _, keys, _ in found)])
-    distances = np.concatenate([np.zeros(0, np.float32), *(distances for _, _, distances in found)])
-    order = np.lexsort((keys, distances, query))
+    ranks = np.concatenate([np.zeros(0), *(ranks for _, _, ranks in found)])
+    order = np.lexsort((keys, ranks, query))
     offsets = np.searchsorted(query[order], np.arange(len(queries) + 1)).astype(np.int64)
-    return RangeResult(offsets, keys[order], distances[order])
+    distances = _distances(ranks[order], parts[0].segment.settings.metric) if parts else np.zeros(0, np.float32)
+    return RangeResult(offsets, keys[order], distances)

@@ -74,7 +74,11 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
         plane, terms = sizes(rows, ndim)
         digits = read("<u1", *plane), read("<u1", *plane)
         image = Image(*digits, read("<f4", *terms), read("<f4", ndim), told["unit"])
-        alive = read("?", rows) if told["removed"] else None
+        alive = read("<u1", rows) if told["removed"] else None
+        if alive is not None:
+            if len(alive) and alive.max() > 1:
+                raise ValueError("what is removed is damaged")
+            alive = alive.view(np.bool_)
         links = None
         if told["links"]:
             neighbours, upper = (read("<i4", *shape) for shape in told["links"])
