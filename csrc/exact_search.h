@@ -36,6 +36,16 @@ struct ExactSearch {
   int64_t k;      // at least 1
   double radius;  // infinite: any distance
   int threads;
+  // For walks, which ask for few: which keys may be found; null: all. No key beyond the last one may.
+  const bool* allowed_keys = nullptr;
+  int64_t allowed_keys_count = 0;
+
+  bool allows(int64_t row) const {
+    if (allowed && !allowed[row]) return false;
+    if (!allowed_keys) return true;
+    const int64_t key = keys ? keys[row] : row;
+    return key < allowed_keys_count && allowed_keys[key];
+  }
 };
 
 // What ranks the rows for one query.

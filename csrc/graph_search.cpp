@@ -242,6 +242,7 @@ class Walk {
       fetch(c.norm + row);
       fetch(c.residual + row);
       if (g_->links.copies) fetch(g_->links.copies + row);
+      if (g_->search.allowed_keys && g_->search.keys) fetch(g_->search.keys + row);
     }
     return true;
   }
@@ -258,7 +259,7 @@ class Walk {
     for (int i = 0; i < beam_.size(); ++i) {
       const Bound bound = bound_score(s.codes, encoded_, rows_[i], products_[i]);
       for (int32_t r = rows_[i]; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1)
-        if (!s.allowed || s.allowed[r]) list_.offer(r, bound.lower, bound.upper, rank_of);
+        if (s.allows(r)) list_.offer(r, bound.lower, bound.upper, rank_of);
     }
     list_.fetch(rank_of);
     return true;

@@ -86,12 +86,18 @@ class VectorSet {
 
   // Also returns whether k rows were found for every query.
   py::tuple graph_search(const Array<float>& queries, int64_t k, int expansion, int bits,
-                         const std::optional<Array<bool>>& allowed, bool ranked, int threads) {
+                         const std::optional<Array<bool>>& allowed, bool ranked, int threads,
+                         const std::optional<Array<bool>>& allowed_keys) {
+    if (allowed_keys && allowed_keys->ndim() != 1) throw py::value_error("allowed_keys must be (keys,)");
     if (bits != 4 && bits != 8 && bits != 64) throw py::value_error("bits must be 4, 8 or 64");
     if (k < 1 || expansion < 1) throw py::value_error("k and expansion must be at least 1");
     if (!neighbours_) throw py::value_error("there is no graph: set_links first");
     expansion = int(std::min<int64_t>(expansion, links_.nodes));
-    const auto found = run(queries, k, kInfinite, allowed, threads, [&](const ExactSearch& s) {
+    const bool* const marks = allowed_keys ? allowed_keys->data() : nullptr;
+    const int64_t marked = allowed_keys ? allowed_keys->size() : 0;
+    const auto found = run(queries, k, kInfinite, allowed, threads, [&](ExactSearch s) {
+      s.allowed_keys = marks;
+      s.allowed_keys_count = marked;
       return mmfast::graph_search(s, links_, expansion, Precision(bits));
     });
     const bool complete =
@@ -194,7 +200,8 @@ void bind_search(py::module_& m) {
       .def("set_links", &VectorSet::set_links, py::arg("neighbours").noconvert(), py::arg("upper").noconvert(),
            py::arg("copies").noconvert(), py::arg("entries"))
       .def("graph_search", &VectorSet::graph_search, py::arg("queries").noconvert(), py::arg("k"), py::arg("expansion"),
-           py::arg("bits"), py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"))
+           py::arg("bits"), py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"),
+           py::arg("allowed_keys").noconvert() = py::none())
       .def("range_search", &VectorSet::range_search, py::arg("queries").noconvert(), py::arg("radius"),
            py::arg("allowed").noconvert(), py::arg("ranked"), py::arg("threads"));
 }

@@ -56,7 +56,15 @@ class VectorSet:
     def search(self, queries: Rows, k: int, allowed: Rows | None, ranked: bool, threads: int) -> tuple[Rows, Rows]: ...
     def set_links(self, neighbours: Rows, upper: Rows, copies: Rows, entries: int) -> None: ...
     def graph_search(
-        self, queries: Rows, k: int, expansion: int, bits: int, allowed: Rows | None, ranked: bool, threads: int
+        self,
+        queries: Rows,
+        k: int,
+        expansion: int,
+        bits: int,
+        allowed: Rows | None,
+        ranked: bool,
+        threads: int,
+        allowed_keys: Rows | None = None,
     ) -> tuple[Rows, Rows, bool]: ...
     def range_search(
         self, queries: Rows, radius: float, allowed: Rows | None, ranked: bool, threads: int

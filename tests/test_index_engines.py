@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from mmfast import _C, Index
-from mmfast.search import folding, image, searching, tuning
+from mmfast.search import folding, image, tuning
 from mmfast.search.arrays import encode
+from mmfast.search.filters import Allowed, Filter
 from mmfast.search.graph import EXACT_ROWS, as_bytes, distinct
 from mmfast.search.segment import Segment
 from mmfast.search.settings import Settings
@@ -515,5 +516,42 @@ def test_masks_shorter_than_the_keys() -> None:
     index = Index(2)
     index.add([1, 5], np.eye(2))
     part = index._state.parts()[0]
-    assert searching.Filter(mask=np.array([True, True])).rows(part).tolist() == [True, False]
-    assert searching.Filter(mask=np.zeros(0, dtype=bool)).rows(part).tolist() == [False, False]
+    assert Filter(mask=np.array([True, True])).rows(part).tolist() == [True, False]
+    assert Filter(mask=np.zeros(0, dtype=bool)).rows(part).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("bits", [4, 64])
+def test_walks_ask_a_mask_for_the_keys_they_meet(bits: int) -> None:
+    rows, queries = gaussian(COUNT, 8), gaussian(60, 8, seed=1)
+    index = Index(8, "cos", "f32")
+    index.add(np.arange(COUNT) * 3, rows)
+    index.build()
+    part = index._state.parts()[0]
+    mask = np.random.default_rng(0).random(3 * COUNT - 900) < 0.4  # the last keys are beyond it
+    allowed = Allowed(part, Filter(mask=mask))
+    assert allowed.key_mask is not None
+    assert abs(allowed.share - allowed.count / COUNT) < 0.05
+    exact = index.search(queries, 10, where=mask, exact=True)
+    for options in ({"ef": 10}, {"ef": 80}, {"recall": 0.9}):
+        found = index.search(queries, 10, where=mask, **options)
+        assert mask[found.keys].all()
+        assert (np.diff(found.distances) >= 0).all()
+    assert (index.search(queries, 10, where=mask, ef=120).keys == exact.keys).mean() > 0.95
+    walked, _, _ = part.segment.rows.graph_search(queries, 10, 120, bits, None, False, 2, mask)
+    assert mask[walked[walked >= 0]].all()
+    everything, few = np.ones(3 * COUNT, dtype=bool), np.zeros(3 * COUNT, dtype=bool)
+    few[[0, 30]] = True
+    assert Allowed(part, Filter(mask=few)).key_mask is None
+    assert index.search(queries, 3, where=few, ef=50).keys[:, 2].max() == -1
+    np.testing.assert_array_equal(
+        index.search(queries, 5, where=everything, ef=50).keys, index.search(queries, 5, ef=50).keys
+    )
+
+
+def test_listed_keys_near_and_far() -> None:
+    """Looked up in a mask by key, or one by one."""
+    index = Index(3)
+    index.add([0, 1, 2, 10**12, 2**63 - 2], gaussian(5, 3))
+    for where in ([1, 2], [2, 10**12], {2**63 - 2, 1}, [7, 2], [10**12 + 1, 0]):
+        found = index.search(np.ones(3), 5, where=where).keys
+        assert set(found[found >= 0].tolist()) == set(where) & {0, 1, 2, 10**12, 2**63 - 2}

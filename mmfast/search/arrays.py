@@ -101,8 +101,9 @@ def check_keys(keys: object, name: str = "keys") -> npt.NDArray[np.int64]:
             f"{name} must be at least 0 and below 2**63 - 1, got {examples(array[outside])} "
             f"at position {int(np.flatnonzero(outside)[0])}"
         )
-    distinct, counts = np.unique(array, return_counts=True)
-    if len(distinct) < len(array):
+    ordered = np.sort(array)
+    if (ordered[1:] == ordered[:-1]).any():
+        distinct, counts = np.unique(array, return_counts=True)
         raise ValueError(f"{name} must be distinct, got more than once {examples(distinct[counts > 1])}")
     return array.astype(np.int64)
 
@@ -134,6 +135,11 @@ def _integers(keys: object, name: str) -> npt.NDArray[Any]:
 
 
 def _from_sequence(keys: list[object] | tuple[object, ...] | range, name: str) -> npt.NDArray[np.int64]:
+    if isinstance(keys, range) or set(map(type, keys)) == {int}:
+        try:
+            return np.array(keys, dtype=np.int64)
+        except OverflowError:
+            pass  # said of which key below
     for position, key in enumerate(keys):
         if isinstance(key, bool) or not isinstance(key, Integral):
             raise TypeError(f"{name} must be integers, got {key!r} ({type(key).__name__}) at position {position}")

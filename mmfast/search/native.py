@@ -83,6 +83,7 @@ class NativeSearch:
         mask: npt.NDArray[np.bool_] | None,
         ranked: bool,
         threads: int,
+        by_key: None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], bool]:
         """Return keys, distances or ranks, and whether each query has k; ``bits`` are USearch's own."""
         index, copied = self._native

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.search import arrays, searching
+from mmfast.search.filters import Filter
 from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Made, check_fraction, check_int, check_key, check_radius
 from mmfast.search.state import State
@@ -81,7 +82,7 @@ class Searchable(Made):
             raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
         options = searching.Options(check_fraction("recall", recall), exact, ef)
         asked, single, threads = self._queries(queries)
-        keys, distances = searching.nearest(self._state, asked, k, options, _filter(where), threads)
+        keys, distances = searching.nearest(self._state, asked, k, options, Filter.of(where), threads)
         return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)
 
     def range_search(self, queries: object, radius: float, *, where: object = None) -> RangeResult:
@@ -114,7 +115,7 @@ class Searchable(Made):
         """
         radius = check_radius(radius)
         asked, _, threads = self._queries(queries)
-        return searching.within(self._state, asked, radius, _filter(where), threads)
+        return searching.within(self._state, asked, radius, Filter.of(where), threads)
 
     def _queries(self, queries: object) -> tuple[npt.NDArray[np.float32], bool, int]:
         threads = torch.get_num_threads()
@@ -251,13 +252,3 @@ class Searchable(Made):
         array([], dtype=int64)
         """
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
-
-
-def _filter(where: object) -> searching.Filter | None:
-    """Return what ``where`` allows."""
-    if where is None:
-        return None
-    if isinstance(where, (np.ndarray, torch.Tensor)) and where.dtype in (np.bool_, torch.bool):
-        return searching.Filter(mask=arrays.check_mask("where", where, len(where) if where.ndim else 0))
-    listed = list(where) if isinstance(where, (set, frozenset)) else where
-    return searching.Filter(keys=arrays.check_keys(listed, "where"))

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmfast.search.filters import Allowed, Filter
 from mmfast.search.results import RangeResult
-from mmfast.search.state import Mask, Part, State
+from mmfast.search.segment import Segment
+from mmfast.search.state import Part, State
 
 Keys = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float32]
@@ -23,30 +25,6 @@ class Options(NamedTuple):
     recall: float
     exact: bool
     expansion: int | None
-
-
-class Filter:
-    """The keys that may be found: those of a boolean array indexed by key, or those listed."""
-
-    def __init__(self, mask: Mask | None = None, keys: Keys | None = None) -> None:
-        self._mask, self._keys = mask, keys
-
-    def rows(self, part: Part) -> Mask:
-        """Mark the rows of a part that are there and may be found."""
-        keys = part.segment.keys
-        if self._mask is not None:
-            if len(keys) and int(keys.max()) < len(self._mask):
-                allowed = self._mask[keys]
-            else:
-                within = keys < len(self._mask)
-                allowed = np.zeros(len(keys), dtype=np.bool_)
-                allowed[within] = self._mask[keys[within]]
-            return allowed if part.alive is None else allowed & part.alive
-        assert self._keys is not None
-        allowed = np.zeros(len(keys), dtype=np.bool_)
-        rows = part.locate(self._keys)
-        allowed[rows[rows >= 0]] = True
-        return allowed
 
 
 def nearest(
@@ -78,28 +56,35 @@ def _nearest_of(
     part: Part, queries: Queries, k: int, options: Options, allowed: Filter | None, ranked: bool, threads: int
 ) -> tuple[Keys, npt.NDArray[Any]]:
     """Return keys, and distances or the float64 that rows are ranked by."""
-    segment = part.segment
-    mask = part.alive if allowed is None else allowed.rows(part)
-    expansion = None if options.exact or segment.walker is None else options.expansion
-    available = len(segment) if mask is None else int(np.count_nonzero(mask))
-    if segment.walker is not None and expansion is None and not options.exact and k < available:
-        share = available / len(segment)
-        expansion = (
-            segment.curve.choose(len(queries), k, options.recall, share)
-            if segment.curve
-            else int(_CANDIDATES * k / share)
-        )
+    segment, rows = part.segment, Allowed(part, allowed)
+    expansion = _expansion(segment, len(queries), k, options, rows)
     if expansion is None:
-        keys, distances = segment.rows.search(queries, k, mask, ranked, threads)
+        keys, distances = segment.rows.search(queries, k, rows.mask, ranked, threads)
         return keys, distances
     bits = segment.curve.bits if segment.curve else 8
-    keys, distances, complete = segment.walker.graph_search(queries, k, max(expansion, k), bits, mask, ranked, threads)
+    by_key = rows.key_mask[0] if rows.key_mask and segment.native is None else None
+    mask = rows.mask if by_key is None else None
+    keys, distances, complete = segment.walker.graph_search(
+        queries, k, max(expansion, k), bits, mask, ranked, threads, by_key
+    )
     # Where links lead to the same few rows, or to many that may not be found, a walk ends before it has met enough.
-    if not complete and available:
-        short = np.flatnonzero(keys[:, min(k, available) - 1] < 0)
+    if not complete and rows.count:
+        short = np.flatnonzero(keys[:, min(k, rows.count) - 1] < 0)
         if len(short):
-            keys[short], distances[short] = segment.rows.search(queries[short], k, mask, ranked, threads)
+            keys[short], distances[short] = segment.rows.search(queries[short], k, rows.mask, ranked, threads)
     return keys, distances
+
+
+def _expansion(segment: Segment, queries: int, k: int, options: Options, rows: Allowed) -> int | None:
+    """Return how many candidates a walk is to keep; None: all rows are to be looked at."""
+    if options.exact or segment.walker is None:
+        return None
+    if options.expansion is not None:
+        return options.expansion
+    share = rows.share
+    if k >= share * len(segment):
+        return None
+    return segment.curve.choose(queries, k, options.recall, share) if segment.curve else int(_CANDIDATES * k / share)
 
 
 def within(state: State, queries: Queries, radius: float, allowed: Filter | None, threads: int) -> RangeResult:
@@ -108,7 +93,7 @@ def within(state: State, queries: Queries, radius: float, allowed: Filter | None
     several = len(parts) > 1
     found = []
     for part in parts:
-        mask = part.alive if allowed is None else allowed.rows(part)
+        mask = Allowed(part, allowed).mask
         found.append(part.segment.rows.range_search(queries, radius, mask, several, threads))
     if len(found) == 1:
         return RangeResult(*found[0])

@@ -17,6 +17,8 @@ from mmfast.search.native import Native, NativeSearch, build_native, unknown_ver
 from mmfast.search.settings import Settings
 from mmfast.search.tuning import Curve, measure
 
+_SAMPLED = 1024  # keys
+
 
 class Segment:
     """Immutable, so any number of threads may search it."""
@@ -104,6 +106,16 @@ class Segment:
         """Return the memory that its arrays take, mapped or not."""
         held = [self.keys, self.stored, *(self.links[:3] if self.links else ())]
         return sum(int(each.nbytes) for each in held) + self.image.bytes()
+
+    @cached_property
+    def largest_key(self) -> int:
+        """Return the largest key, or -1."""
+        return int(self.keys.max()) if len(self.keys) else -1
+
+    @cached_property
+    def sampled_keys(self) -> npt.NDArray[np.int64]:
+        """Return some keys, spread evenly over the rows."""
+        return self.keys[:: max(1, len(self.keys) // _SAMPLED)].copy()
 
     @cached_property
     def _by_key(self) -> npt.NDArray[np.int64]:
