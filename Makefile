@@ -35,7 +35,7 @@ lint: build    ## ruff, clang-format and mypy
 test: lint     ## lint, types and the unit tests
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-slow: build ## the tests that take longer
+test-slow: build ## the tests that take longer; MMFAST_STRESS_SECONDS=300 stresses threads for minutes
 	$(BIN)/python -m pytest -m slow -n 2
 
 test-native:   ## the engine's own tests: with sanitizers, and emulated for 64-bit Arm where that is installed

@@ -18,6 +18,8 @@ from mmfast.search.segment import Segment
 from mmfast.search.state import State
 from tests.test_durable_failures import ROWS, check, names
 
+STRESSED = float(os.environ.get("MMFAST_STRESS_SECONDS", "30"))
+
 
 @pytest.fixture
 def index(folder: Path) -> Iterator[DurableIndex]:
@@ -26,7 +28,7 @@ def index(folder: Path) -> Iterator[DurableIndex]:
         yield made
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(STRESSED, marks=pytest.mark.slow)])
 def test_threads_of_all_kinds(seconds: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that stay are found by whoever looks, whatever the others do meanwhile."""
     monkeypatch.setattr(folding, "LEAST_ROWS", 100)
