@@ -56,32 +56,34 @@ def _nearest_of(
     part: Part, queries: Queries, k: int, options: Options, allowed: Filter | None, ranked: bool, threads: int
 ) -> tuple[Keys, npt.NDArray[Any]]:
     """Return keys, and distances or the float64 that rows are ranked by."""
-    segment, rows = part.segment, Allowed(part, allowed)
+    segment = part.segment
+    rows = None if allowed is None and part.alive is None else Allowed(part, allowed)
     expansion = _expansion(segment, len(queries), k, options, rows)
     if expansion is None:
-        keys, distances = segment.rows.search(queries, k, rows.mask, ranked, threads)
+        keys, distances = segment.rows.search(queries, k, rows.mask if rows else None, ranked, threads)
         return keys, distances
     bits = segment.curve.bits if segment.curve else 8
-    by_key = rows.key_mask[0] if rows.key_mask and segment.native is None else None
-    mask = rows.mask if by_key is None else None
+    by_key = rows.key_mask[0] if rows and rows.key_mask and segment.native is None else None
+    mask = rows.mask if rows and by_key is None else None
     keys, distances, complete = segment.walker.graph_search(
         queries, k, max(expansion, k), bits, mask, ranked, threads, by_key
     )
     # Where links lead to the same few rows, or to many that may not be found, a walk ends before it has met enough.
-    if not complete and rows.count:
-        short = np.flatnonzero(keys[:, min(k, rows.count) - 1] < 0)
+    if not complete:
+        mask, available = (rows.mask, rows.count) if rows else (None, len(segment))
+        short = np.flatnonzero(keys[:, min(k, available) - 1] < 0) if available else np.zeros(0, np.int64)
         if len(short):
-            keys[short], distances[short] = segment.rows.search(queries[short], k, rows.mask, ranked, threads)
+            keys[short], distances[short] = segment.rows.search(queries[short], k, mask, ranked, threads)
     return keys, distances
 
 
-def _expansion(segment: Segment, queries: int, k: int, options: Options, rows: Allowed) -> int | None:
+def _expansion(segment: Segment, queries: int, k: int, options: Options, rows: Allowed | None) -> int | None:
     """Return how many candidates a walk is to keep; None: all rows are to be looked at."""
     if options.exact or segment.walker is None:
         return None
     if options.expansion is not None:
         return options.expansion
-    share = rows.share
+    share = rows.share if rows else 1
     if k >= share * len(segment):
         return None
     return segment.curve.choose(queries, k, options.recall, share) if segment.curve else int(_CANDIDATES * k / share)
