@@ -180,7 +180,7 @@ def _check_str_keys(keys: object, distinct: bool) -> list[str]:
     if distinct and len(set(keys)) < len(keys):
         seen: set[str] = set()
         repeated = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise ValueError(f"keys must be distinct, got more than once {some(repeated)}")
+        raise ValueError(f"keys must be distinct; repeated: {some(repeated)}")
     return list(keys)
 
 
