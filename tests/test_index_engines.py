@@ -152,6 +152,8 @@ def test_radius_of_an_empty_index() -> None:
         (lambda index, q: index.search(q, 1, recall=None), TypeError, "recall must be a number"),
         (lambda index, q: index.search(q, 1, ef=0), ValueError, "ef must be from 1"),
         (lambda index, q: index.search(q, 1, ef=2.0), TypeError, "ef must be an int"),
+        (lambda index, q: index.search(q, 1, exact=True, ef=64), ValueError, "ef must not be given with exact=True"),
+        (lambda index, q: index.search(), TypeError, r"^Index\.search\(\) missing"),
         (lambda index, q: index.search(q, 1, where="abc"), TypeError, "where must be"),
         (lambda index, q: index.search(q, 1, where=[1.0]), TypeError, "where must be integers"),
         (lambda index, q: index.search(q, 1, where=[1, 1]), ValueError, "where must be distinct"),

@@ -49,7 +49,7 @@ class Searchable(Made):
         exact : bool, default False
             Whether to look at all rows. The engine for few rows, for small shares of them and for ``recall=1``.
         ef : int, optional
-            Candidates kept while walking the graph, in place of what ``recall`` asks for.
+            Candidates kept while walking the graph, in place of what ``recall`` asks for; not with ``exact``.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed. As many
             of them as there are, up to k, are found.
@@ -80,6 +80,8 @@ class Searchable(Made):
             ef = check_int("ef", ef, 1, 2**31 - 1)
         if not isinstance(exact, bool):
             raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
+        if exact and ef is not None:
+            raise ValueError(f"ef must not be given with exact=True, which looks at all rows; got {ef}: leave one out")
         options = searching.Options(check_fraction("recall", recall), exact, ef)
         asked, single, threads = self._queries(queries)
         keys, distances = searching.nearest(self._state, asked, k, options, Filter.of(where), threads)
@@ -252,3 +254,7 @@ class Searchable(Made):
         array([], dtype=int64)
         """
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
+
+
+for _method in (Searchable.search, Searchable.range_search, Searchable.get, Searchable.tune):
+    _method.__qualname__ = f"Index.{_method.__name__}"  # by which errors about missing arguments call it
