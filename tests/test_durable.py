@@ -239,7 +239,7 @@ def test_vectors_and_keys_are_checked_together(index: DurableIndex, kind: str) -
 def test_settings(folder: Path) -> None:
     wanting: list[dict[str, Any]] = [{}, {"metric": "ip"}, {"metric": "ip", "key_kind": "str"}, {"key_kind": "int"}]
     for each in wanting:
-        with pytest.raises(FileNotFoundError, match="holds no mmfast index"):
+        with pytest.raises(FileNotFoundError, match="holds no mmfast index; to make one, give ndim"):
             Index.open(folder, **each)
         assert not folder.exists()
     with pytest.raises(ValueError, match="metric must be one of"):
@@ -260,8 +260,10 @@ def test_settings(folder: Path) -> None:
         assert repr(folder)[11:-2] in repr(index)
     with Index.open(os.fsencode(folder)) as index:
         assert index.ndim == 4
-    (folder.parent / "file").touch()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(IsADirectoryError, match=r"index is a folder.* with mmfast\.Index\.open"):
+        Index.load(folder)
+    Index(4).save(folder.parent / "file")
+    with pytest.raises(NotADirectoryError, match=r"file is a file; .* with mmfast\.Index\.load"):
         Index.open(folder.parent / "file", 4)
     with pytest.raises(FileExistsError):
         Index.open(folder.parent, 4)
