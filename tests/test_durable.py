@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,20 @@ def test_where(index: DurableIndex, kind: str) -> None:
     assert found(col("n") >= 145) == set(keys[145:160])
     assert found((col("n") < 10) & (col("odd") == True)) == set(keys[1:10:2])  # noqa: E712
     assert found(col("n").is_null()) == set(keys[160:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found(col("n") > 999) == found((col("n") > 999) & col("odd").is_null()) == set()
+        assert len(found(col("old").is_null())) == len(found(col("old") != 1)) == 200
+    for where in (col("old") == 1, (col("old.er") < 1) & (col("n") > 1)):
+        for ask in (lambda where=where: found(where), lambda where=where: index.range_search(ROWS[0], 1, where=where)):
+            with pytest.warns(UserWarning, match="no row of the index has a column 'old.*; it has n, odd") as told:
+                ask()
+            assert [each.filename for each in told] == [__file__]
+    with pytest.warns(UserWarning, match=r"'odds'; it has n, odd; did you mean 'odd'\?"):
+        found(col("odds") == True)  # noqa: E712
+    for text in ("n > 2", col("n")):
+        with pytest.raises(TypeError, match=r"where must be a condition.*(mmfast\.col\(.year.\) > 2000|compare it)"):
+            found(text)
     for listed in (keys[5:9], tuple(keys[5:9]), set(keys[5:9]), np.array(keys[5:9]), [*keys[5:9], none]):
         assert found(listed) == set(keys[5:9])
         around = index.range_search(ROWS[0], 1e6, where=listed)

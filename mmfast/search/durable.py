@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search import arrays, storage
+from mmfast.search import arrays, misuse, storage
 from mmfast.search.conditions import Condition
 from mmfast.search.following import SNAPSHOT, Following
 from mmfast.search.interrupts import uninterrupted
@@ -90,7 +90,11 @@ class DurableIndex(Following):
     def _where(self, where: object) -> object:
         """Return what the engine's ``where`` takes."""
         if isinstance(where, Condition):
-            return self._truth.where(where)
+            ids = self._truth.where(where)
+            if not len(ids) and len(self) and (why := self._truth.unknown(where)):
+                misuse.warn(f"where: {why}")
+            return ids
+        misuse.refuse_text(where)
         if where is None or self.key_kind == "int":
             return where
         if getattr(where, "dtype", None) in (np.bool_, torch.bool):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search import arrays, searching
+from mmfast.search import arrays, misuse, searching
 from mmfast.search.filters import Filter
 from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Made, check_fraction, check_int, check_key, check_radius
@@ -84,7 +84,11 @@ class Searchable(Made):
             raise ValueError(f"ef must not be given with exact=True, which looks at all rows; got {ef}: leave one out")
         options = searching.Options(check_fraction("recall", recall), exact, ef)
         asked, single, threads = self._queries(queries)
-        keys, distances = searching.nearest(self._state, asked, k, options, Filter.of(where), threads)
+        misuse.refuse_condition(where)
+        allowed, state = Filter.of(where), self._state
+        keys, distances = searching.nearest(state, asked, k, options, allowed, threads)
+        if allowed and len(keys) and keys[0, 0] < 0:
+            misuse.warn_of_mask(allowed, state)
         return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)
 
     def range_search(self, queries: object, radius: float, *, where: object = None) -> RangeResult:
@@ -117,7 +121,12 @@ class Searchable(Made):
         """
         radius = check_radius(radius)
         asked, _, threads = self._queries(queries)
-        return searching.within(self._state, asked, radius, Filter.of(where), threads)
+        misuse.refuse_condition(where)
+        allowed, state = Filter.of(where), self._state
+        found = searching.within(state, asked, radius, allowed, threads)
+        if allowed and not len(found.keys):
+            misuse.warn_of_mask(allowed, state)
+        return found
 
     def _queries(self, queries: object) -> tuple[npt.NDArray[np.float32], bool, int]:
         threads = torch.get_num_threads()
