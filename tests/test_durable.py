@@ -214,6 +214,8 @@ def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
     for wrong, error in (
         ([{}], ValueError), ([{}] * 3, ValueError), ("ab", TypeError), ([1, 2], TypeError), ({"a": 1}, TypeError),
         ([{}, {"a": float("nan")}], ValueError), ([{}, {"a": object()}], TypeError), ([{1: 2}, {}], TypeError),
+        ([{}, {"a": np.float32("nan")}], ValueError), ([{}, {"a": np.datetime64("2020-01-01")}], TypeError),
+        ([{}, {"a": np.longdouble(1)}], TypeError), ([{}, {"a": {"b": [np.arange(2)]}}], TypeError),
     ):  # fmt: skip
         for change in (index.add, index.upsert):
             with pytest.raises(error, match="metadata"):
@@ -242,6 +244,32 @@ def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
         index.add(keys[0], ROWS[0])
         assert reader.metadata(keys[0]) == [None]
         assert reader.verify() == []
+
+
+def test_numpy_scalars_in_metadata_become_pythons(index: DurableIndex, kind: str) -> None:
+    key = named(kind, [1])[0]
+    scalars: list[Any] = [
+        np.int64(3),
+        np.uint8(255),
+        np.float32(1.5),
+        np.float16(0.1),
+        np.float64(0.1),
+        np.bool_(True),
+        np.str_("a"),
+    ]
+    index.add(key, ROWS[0], {"a": scalars, "b": np.int32(7), np.str_("c"): np.float32(0.1)})
+    (held,) = index.metadata(key)
+    assert held == {"a": [each.item() for each in scalars], "b": 7, "c": float(np.float32(0.1))}
+    assert [type(each) for each in held["a"]] == [int, int, float, float, float, bool, str]
+    index.update_metadata(key, {"b": np.int32(8)})
+    for where in (col("b") == np.int64(8), col("c") == np.float32(0.1), col("b").is_in(np.array([8])),
+                  col("b").between(np.float16(7.5), np.uint64(9))):  # fmt: skip
+        assert index.search(ROWS[0], 1, where=where).keys.tolist() == [key]
+    for array in (np.arange(2), np.array(1), torch.arange(2)):
+        with pytest.raises(
+            TypeError, match=rf"under key {key!r}: .*type (ndarray|Tensor); convert it with \.tolist\(\)"
+        ):
+            index.update_metadata(key, {"a": array})
 
 
 def test_vectors_and_keys_are_checked_together(index: DurableIndex, kind: str) -> None:
