@@ -17,7 +17,7 @@ import torch
 
 from mmfast.search import arrays, misuse, storage
 from mmfast.search.conditions import Condition
-from mmfast.search.following import SNAPSHOT, Following
+from mmfast.search.following import Following
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Settings, check_choice, check_key
@@ -222,12 +222,8 @@ class DurableIndex(Following):
         problems = self._truth.verify()
         if problems:
             return problems
-        path = self._folder / SNAPSHOT
-        if path.exists():
-            try:
-                storage.unpack(storage.map_file(str(path)), str(path))
-            except (OSError, ValueError) as error:
-                problems.append(f"{error} (it is built anew when the index is opened)")
+        if (problem := self._snapshot_problem()) is not None:
+            problems.append(problem)
         state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
         seen, wrong = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for ids, _, stored in self._truth.rows():
