@@ -213,6 +213,7 @@ def _shortened(document: dict[str, Any] | None) -> str:
 def _info(args: argparse.Namespace) -> int:
     with open_existing(args.folder, read_only=True) as index, told():
         stats, curve, columns = index.stats(), index.recall_curve(), index_output.columns_of(index)
+    files = index_output.sizes(args.folder)
     facts = {
         "index": str(args.folder),
         "rows": f"{stats['rows']:,} of {index.ndim} features",
@@ -223,6 +224,7 @@ def _info(args: argparse.Namespace) -> int:
         "graph": "none" if stats["built"] is None else f"{stats['graph']:,} rows, built {_moment(stats['built'])}",
         "links": f"connectivity {index.connectivity}, expansion_add {index.expansion_add}",
         "memory": index_output.size(stats["bytes"]),
+        "disk": index_output.size(sum(files.values())),
         "version": f"{stats['version']:,}",
     }
     if stats["tail"]:
@@ -239,7 +241,7 @@ def _info(args: argparse.Namespace) -> int:
         ]
         index_output.table(headers, rows)
     print()
-    _show_sizes(index_output.sizes(args.folder))
+    _show_sizes(files)
     return 0
 
 

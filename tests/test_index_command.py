@@ -343,6 +343,7 @@ def test_info(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (facts["metric"], facts["dtype"], facts["keys"]) == ("cos", "bf16", "str")
     assert facts["metadata"] == "year, title, by"
     assert facts["links"] == "connectivity 16, expansion_add 128"
+    assert facts["disk"] == out.splitlines()[-1].removeprefix("together").strip()
     size = Path("films/truth.sqlite").stat().st_size / 1e3
     assert re.search(rf"truth\.sqlite +{size:.1f} kB", out)
 
