@@ -170,7 +170,7 @@ class DurableIndex(Following):
         """Find the ``k`` nearest rows of each query, as :meth:`mmfast.Index.search` does.
 
         ``where`` may also be a condition on metadata, or list keys that are strings; keys that are not held are not
-        found.
+        found. A warning names the columns that no row has of a condition that no row fulfils.
         """
         self._refresh()
         self._know_names()

@@ -52,7 +52,7 @@ class Searchable(Made):
             Candidates kept while walking the graph, in place of what ``recall`` asks for; not with ``exact``.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed. As many
-            of them as there are, up to k, are found.
+            of them as there are, up to k, are found; a mask that marks none of those held is warned of.
 
         Returns
         -------
