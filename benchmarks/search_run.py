@@ -32,6 +32,7 @@ MIN_ALONE, MAX_ALONE = 20, 500
 SLOW_SECONDS = 15.0  # what one case may take; then it has fewer rounds, down to MIN_ROUNDS
 MIN_ROUNDS = 2
 ROUND_SECONDS = 0.03  # a shorter batch is repeated within a round
+TOLD_SECONDS = 30.0  # between lines of progress
 WARM_UP = 64  # queries before each measurement
 SMALL_ROWS = 1000  # to load a library before memory is measured
 
@@ -56,14 +57,31 @@ class Plan(NamedTuple):
     rounds: int
 
 
+class _Progress:
+    """Says now and then how far it is, apart from the results."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._told >= TOLD_SECONDS:
+            self._told = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+
 def measure(cases: Sequence[Case], data: Data, k: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Return one record per case."""
-    plans = [_plan(case, data, k, threads, rounds) for case in cases]
+    tell = _Progress()
+    plans = []
+    for number, case in enumerate(cases):
+        tell(f"tried {number} of {len(cases)} settings")
+        plans.append(_plan(case, data, k, threads, rounds))
     batch: list[list[float]] = [[] for _ in plans]
     alone: list[list[float]] = [[] for _ in plans]
     for turn in range(rounds):
         first = turn * len(plans) // rounds
-        for place in [*range(first, len(plans)), *range(first)]:
+        for done, place in enumerate([*range(first, len(plans)), *range(first)]):
+            tell(f"round {turn + 1} of {rounds}: timed {done} of {len(plans)} settings")
             plan = plans[place]
             if turn < plan.rounds:
                 batch[place].append(_time_batch(plan.case, data.queries, k, threads))

@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,15 @@ from mmfast.cli import UserError, positive_integer, print_facts
 from mmfast.index_files import check_floating, load, rows_named, unfit
 from mmfast.index_folder import check_existing, open_existing, told
 from mmfast.index_output import Header
-from mmfast.index_where import EXAMPLE, Where, parse
+from mmfast.index_where import EXAMPLE, parse
 from mmfast.search.index import Index
+from mmfast.search.misuse import EmptyFilterWarning
 from mmfast.search.progress import Bar
 from mmfast.search.results import SearchResult
 from mmfast.search.settings import DTYPES, METRICS
 
 if TYPE_CHECKING:
+    from mmfast.search.conditions import Condition
     from mmfast.search.durable import DurableIndex
 
 # A transaction and its sync for each batch, and 30 MB of temporaries at 768 features.
@@ -125,11 +128,14 @@ def _search(args: argparse.Namespace) -> int:
     queries = _read_queries(args.queries)
     with open_existing(args.folder, read_only=True) as index:
         _check_queries(args.queries, queries, index)
-        found = _find(index, queries, args, where)
-        why = "no row fulfils --where" if where and len(index) else "there are no rows or no queries"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", EmptyFilterWarning)  # of a column that no row has
+            try:
+                found = _find(index, queries, args, where)
+            except EmptyFilterWarning as warning:
+                raise UserError(f"--{warning}") from warning
+        why = "no row fulfils --where" if where is not None and len(index) else "there are no rows or no queries"
         nothing = not np.isfinite(found.distances).any()
-        if nothing and where is not None and len(queries):
-            _check_columns(index, where, queries)
         if args.out is not None:
             index_output.write_results(args.out, found)
             print(f"{args.out}: {len(queries):,} queries, up to {args.k:,} rows each{f'; {why}' if nothing else ''}")
@@ -156,27 +162,16 @@ def _check_queries(path: Path, queries: Any, index: DurableIndex) -> None:
             raise UserError(f"{path}: {what} in {rows_named(at + start)}")
 
 
-def _find(index: DurableIndex, queries: Any, args: argparse.Namespace, where: Where | None) -> SearchResult:
+def _find(index: DurableIndex, queries: Any, args: argparse.Namespace, where: Condition | None) -> SearchResult:
     """Search for all queries, some at a time."""
     parts = []
-    condition = None if where is None else where.condition
     with told(), Bar("searching", len(queries), wanted=len(queries) > _QUERIES) as bar:
         for start in range(0, max(len(queries), 1), _QUERIES):
             some = np.asarray(queries[start : start + _QUERIES])
-            options = {"recall": args.recall, "exact": args.exact, "ef": args.ef, "where": condition}
+            options = {"recall": args.recall, "exact": args.exact, "ef": args.ef, "where": where}
             parts.append(index.search(some, args.k, **options))
             bar.advance(len(some))
     return SearchResult(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _check_columns(index: DurableIndex, where: Where, queries: Any) -> None:
-    """Refuse a condition on a column that no row has."""
-    for name, column in where.columns.items():
-        has_it = index.search(np.asarray(queries[:1]), 1, exact=True, where=~column.is_null())
-        if len(index) and not np.isfinite(has_it.distances).any():
-            columns = index_output.columns_of(index)
-            known = f"it has {', '.join(columns)}" if columns else "its first rows have no metadata"
-            raise UserError(f"--where: no row of the index has a column {name!r}; {known}")
 
 
 def _show(index: DurableIndex, found: SearchResult) -> None:
@@ -218,6 +213,7 @@ def _shortened(document: dict[str, Any] | None) -> str:
 def _info(args: argparse.Namespace) -> int:
     with open_existing(args.folder, read_only=True) as index, told():
         stats, curve, columns = index.stats(), index.recall_curve(), index_output.columns_of(index)
+    files = index_output.sizes(args.folder)
     facts = {
         "index": str(args.folder),
         "rows": f"{stats['rows']:,} of {index.ndim} features",
@@ -228,6 +224,7 @@ def _info(args: argparse.Namespace) -> int:
         "graph": "none" if stats["built"] is None else f"{stats['graph']:,} rows, built {_moment(stats['built'])}",
         "links": f"connectivity {index.connectivity}, expansion_add {index.expansion_add}",
         "memory": index_output.size(stats["bytes"]),
+        "disk": index_output.size(sum(files.values())),
         "version": f"{stats['version']:,}",
     }
     if stats["tail"]:
@@ -244,7 +241,7 @@ def _info(args: argparse.Namespace) -> int:
         ]
         index_output.table(headers, rows)
     print()
-    _show_sizes(index_output.sizes(args.folder))
+    _show_sizes(files)
     return 0
 
 

@@ -11,7 +11,7 @@ import operator
 import warnings
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmfast.cli import UserError
 from mmfast.search.conditions import Column, Condition, col
@@ -31,14 +31,7 @@ _WORDS = "write and, or, not in place of & | ~"
 _SHOWN = 40  # characters of the text that an error repeats
 
 
-class Where(NamedTuple):
-    """A condition, and the columns that it asks for, by the names that the user wrote."""
-
-    condition: Condition
-    columns: dict[str, Column]
-
-
-def parse(text: str) -> Where:
+def parse(text: str) -> Condition:
     """Read a condition; UserError says at which character it is none."""
     line = " ".join(text.splitlines()).rstrip()
     begin = len(line) - len(line.lstrip())
@@ -48,8 +41,7 @@ def parse(text: str) -> Where:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings
             tree = ast.parse(line[begin:], mode="eval")
-        reader = _Reader(line[begin:], begin)
-        return Where(reader.condition(tree.body), reader.columns)
+        return _Reader(line[begin:], begin).condition(tree.body)
     except SyntaxError as error:
         raise UserError(_syntax(line, begin, error)) from error
     except (RecursionError, MemoryError) as error:
@@ -72,7 +64,6 @@ class _Reader:
 
     def __init__(self, text: str, begin: int) -> None:
         self._text, self._begin = text, begin
-        self.columns: dict[str, Column] = {}
 
     def condition(self, node: ast.expr) -> Condition:
         """Return the condition that ``node`` is."""
@@ -158,11 +149,9 @@ class _Reader:
             case _:
                 raise self._error(node, "expected a column, such as year, author.name or col('any name')")
         try:
-            column = col(name)
+            return col(name)
         except (TypeError, ValueError) as error:
             raise self._error(node, str(error)) from error
-        self.columns[name if isinstance(name, str) else str(name)] = column
-        return column
 
     def _steps(self, node: ast.expr) -> list[Any]:
         if not isinstance(node, ast.List):

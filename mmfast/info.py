@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         "GPUs": _gpus(),
         "backend": _backends(),
         "triton": _version("triton"),
-        **{f"[{extra}]": _extra(needed) for extra, needed in _extras().items() if extra != "triton"},
+        **{f"[{extra}]": _extra(extra, needed) for extra, needed in _extras().items() if extra != "triton"},
     }
     print_facts(facts)
     return 0
@@ -107,6 +107,6 @@ def _extras() -> dict[str, list[str]]:
     return extras
 
 
-def _extra(needed: list[str]) -> str:
+def _extra(extra: str, needed: list[str]) -> str:
     missing = [name for name in needed if _version(name) == "not installed"]
-    return f"missing {', '.join(missing)}" if missing else "ready"
+    return f"missing {', '.join(missing)}: pip install 'mmfast[{extra}]'" if missing else "ready"

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the benchmarks are not installed
 
-from benchmarks import search
+from benchmarks import search, search_run
 from benchmarks.providers import OURS, UnavailableError
 from benchmarks.search_data import METRICS, Floats, synthetic
 from benchmarks.search_peers import Mask, Mmfast, Peer, Search, Setting, build, make_peers
@@ -99,6 +99,21 @@ def test_settings_are_measured_in_a_batch_and_alone() -> None:
         assert 0 < record["best"] <= record["median"]
         assert 0 < record["best_alone"] <= record["median_alone"]
         assert (record["batch"], record["rounds"], record["allowed"]) == (40, 2, 1)
+
+
+def test_what_takes_long_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, peer = made(), BruteForce()
+    build(peer, data.rows, "cos", 1)
+    cases = [Case(peer, {"missing": 0}, exact(data, K))] * 2
+    measure(cases, data, K, 1, 2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(search_run, "TOLD_SECONDS", 0.0)
+    measure(cases, data, K, 1, 2)
+    tried = [f"tried {done} of 2 settings" for done in (0, 1)]
+    timed = [f"round {turn} of 2: timed {done} of 2 settings" for turn in (1, 2) for done in (0, 1)]
+    assert capsys.readouterr().err.splitlines() == tried + timed
 
 
 def record(provider: str, recall: float, best: float) -> dict[str, Any]:

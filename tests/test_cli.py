@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mmfast
-from mmfast import _C, cli
+from mmfast import _C, cli, info
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +24,15 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["threads"].startswith(f"{torch.get_num_threads()} of ")
     assert {"GPUs", "triton", "usearch", "[demo]", "[bench]", "[dev]"} <= set(lines)
     assert lines["[demo]"] == "ready" or lines["[demo]"].startswith("missing ")
+
+
+def test_info_says_how_to_install_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(info, "_extras", lambda: {"demo": ["numpy", "no-such-thing"]})
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "missing no-such-thing: pip install 'mmfast[demo]'" in shown
 
 
 def test_a_forced_tier_is_shown_and_an_unknown_one_refused() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import pickle
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from pathlib import Path
@@ -270,6 +272,13 @@ def test_messages_say_what_to_write() -> None:
         col("a") == [1, 2]  # noqa: B015
     with pytest.raises(TypeError, match=r"write \['x'\]"):
         col("a").is_in("x")
+    with pytest.raises(TypeError, match=r"\(ndarray\); use is_in"):
+        col("a") == np.array([1, 2])  # noqa: B015
+    for name, meant in (("isin", "col('a').is_in([...])"), ("isnull", "col('a').is_null()"),
+                        ("notnull", "~col('a').is_null()"), ("near", "it has is_null, is_in, between")):  # fmt: skip
+        with pytest.raises(AttributeError, match=rf"col\('a'\) has no {name}; .*{re.escape(meant)}"):
+            getattr(col("a"), name)
+    assert repr(copy.deepcopy(col("a"))) == repr(pickle.loads(pickle.dumps(col("a")))) == "col('a')"
 
 
 def test_many_conditions(truth: Truth) -> None:

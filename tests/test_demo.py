@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -190,6 +191,16 @@ def test_training_leaves_the_callers_random_state_alone(handwriting: Dataset) ->
     torch.manual_seed(1)
     training.train(JointModel.for_pairs(pairs), pairs, epochs=1, batch_size=8, progress=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_progress_is_told_also_without_a_terminal(
+    handwriting: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "TOLD", 2)
+    pairs = some(handwriting.train, 8)
+    training.train(JointModel.for_pairs(pairs), pairs, epochs=5, batch_size=8)
+    told = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\d\.\d{3}", "*", line) for line in told] == [f"epoch {n}/5  hinge *  infonce *" for n in (2, 4)]
 
 
 def test_keywords_of_groups_are_learned_beside_captions_that_do_not_hold_them(handwriting: Dataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,20 @@ def test_where(index: DurableIndex, kind: str) -> None:
     assert found(col("n") >= 145) == set(keys[145:160])
     assert found((col("n") < 10) & (col("odd") == True)) == set(keys[1:10:2])  # noqa: E712
     assert found(col("n").is_null()) == set(keys[160:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found(col("n") > 999) == found((col("n") > 999) & col("odd").is_null()) == set()
+        assert len(found(col("old").is_null())) == len(found(col("old") != 1)) == 200
+    for where in (col("old") == 1, (col("old.er") < 1) & (col("n") > 1)):
+        for ask in (lambda where=where: found(where), lambda where=where: index.range_search(ROWS[0], 1, where=where)):
+            with pytest.warns(UserWarning, match="no row of the index has a column 'old.*; it has n, odd") as told:
+                ask()
+            assert [each.filename for each in told] == [__file__]
+    with pytest.warns(UserWarning, match=r"'odds'; it has n, odd; did you mean 'odd'\?"):
+        found(col("odds") == True)  # noqa: E712
+    for text in ("n > 2", col("n")):
+        with pytest.raises(TypeError, match=r"where must be a condition.*(mmfast\.col\(.year.\) > 2000|compare it)"):
+            found(text)
     for listed in (keys[5:9], tuple(keys[5:9]), set(keys[5:9]), np.array(keys[5:9]), [*keys[5:9], none]):
         assert found(listed) == set(keys[5:9])
         around = index.range_search(ROWS[0], 1e6, where=listed)
@@ -199,6 +214,8 @@ def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
     for wrong, error in (
         ([{}], ValueError), ([{}] * 3, ValueError), ("ab", TypeError), ([1, 2], TypeError), ({"a": 1}, TypeError),
         ([{}, {"a": float("nan")}], ValueError), ([{}, {"a": object()}], TypeError), ([{1: 2}, {}], TypeError),
+        ([{}, {"a": np.float32("nan")}], ValueError), ([{}, {"a": np.datetime64("2020-01-01")}], TypeError),
+        ([{}, {"a": np.longdouble(1)}], TypeError), ([{}, {"a": {"b": [np.arange(2)]}}], TypeError),
     ):  # fmt: skip
         for change in (index.add, index.upsert):
             with pytest.raises(error, match="metadata"):
@@ -229,6 +246,32 @@ def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
         assert reader.verify() == []
 
 
+def test_numpy_scalars_in_metadata_become_pythons(index: DurableIndex, kind: str) -> None:
+    key = named(kind, [1])[0]
+    scalars: list[Any] = [
+        np.int64(3),
+        np.uint8(255),
+        np.float32(1.5),
+        np.float16(0.1),
+        np.float64(0.1),
+        np.bool_(True),
+        np.str_("a"),
+    ]
+    index.add(key, ROWS[0], {"a": scalars, "b": np.int32(7), np.str_("c"): np.float32(0.1)})
+    (held,) = index.metadata(key)
+    assert held == {"a": [each.item() for each in scalars], "b": 7, "c": float(np.float32(0.1))}
+    assert [type(each) for each in held["a"]] == [int, int, float, float, float, bool, str]
+    index.update_metadata(key, {"b": np.int32(8)})
+    for where in (col("b") == np.int64(8), col("c") == np.float32(0.1), col("b").is_in(np.array([8])),
+                  col("b").between(np.float16(7.5), np.uint64(9))):  # fmt: skip
+        assert index.search(ROWS[0], 1, where=where).keys.tolist() == [key]
+    for array in (np.arange(2), np.array(1), torch.arange(2)):
+        with pytest.raises(
+            TypeError, match=rf"under key {key!r}: .*type (ndarray|Tensor); convert it with \.tolist\(\)"
+        ):
+            index.update_metadata(key, {"a": array})
+
+
 def test_vectors_and_keys_are_checked_together(index: DurableIndex, kind: str) -> None:
     for rows in (ROWS[:3], np.full((2, 6), np.nan, dtype=np.float32), ROWS[:2, :5], ROWS[0]):
         with pytest.raises(ValueError, match="vector"):
@@ -239,7 +282,7 @@ def test_vectors_and_keys_are_checked_together(index: DurableIndex, kind: str) -
 def test_settings(folder: Path) -> None:
     wanting: list[dict[str, Any]] = [{}, {"metric": "ip"}, {"metric": "ip", "key_kind": "str"}, {"key_kind": "int"}]
     for each in wanting:
-        with pytest.raises(FileNotFoundError, match="holds no mmfast index"):
+        with pytest.raises(FileNotFoundError, match="holds no mmfast index; to make one, give ndim"):
             Index.open(folder, **each)
         assert not folder.exists()
     with pytest.raises(ValueError, match="metric must be one of"):
@@ -260,8 +303,10 @@ def test_settings(folder: Path) -> None:
         assert repr(folder)[11:-2] in repr(index)
     with Index.open(os.fsencode(folder)) as index:
         assert index.ndim == 4
-    (folder.parent / "file").touch()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(IsADirectoryError, match=r"index is a folder.* with mmfast\.Index\.open"):
+        Index.load(folder)
+    Index(4).save(folder.parent / "file")
+    with pytest.raises(NotADirectoryError, match=r"file is a file; .* with mmfast\.Index\.load"):
         Index.open(folder.parent / "file", 4)
     with pytest.raises(FileExistsError):
         Index.open(folder.parent, 4)

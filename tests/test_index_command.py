@@ -137,7 +137,7 @@ def test_nothing_found_is_said(films: Path, capsys: pytest.CaptureFixture[str]) 
         "nothing found: no row fulfils --where\n",
     )
     message = refused(capsys, "search", "films", "q.npy", "--where", "yeer > 3 or year > 9999")
-    assert "no row of the index has a column 'yeer'; it has year, title, by" in message
+    assert "no row of the index has a column 'yeer'; it has year, title, by; did you mean 'year'?" in message
     Index.open("empty", NDIM).close()
     assert "there are no rows" in run(capsys, "search", "empty", "q.npy")[1]
 
@@ -343,6 +343,7 @@ def test_info(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (facts["metric"], facts["dtype"], facts["keys"]) == ("cos", "bf16", "str")
     assert facts["metadata"] == "year, title, by"
     assert facts["links"] == "connectivity 16, expansion_add 128"
+    assert facts["disk"] == out.splitlines()[-1].removeprefix("together").strip()
     size = Path("films/truth.sqlite").stat().st_size / 1e3
     assert re.search(rf"truth\.sqlite +{size:.1f} kB", out)
 
@@ -442,7 +443,7 @@ def test_neither_rich_nor_pyarrow_is_needed(
     ],
 )
 def test_where_becomes_a_condition(text: str, expected: Any) -> None:
-    assert repr(index_where.parse(text).condition) == repr(expected)
+    assert repr(index_where.parse(text)) == repr(expected)
 
 
 @pytest.mark.parametrize(

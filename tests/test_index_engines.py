@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfast import _C, Index
+from mmfast import _C, Index, col
 from mmfast.search import folding, image, tuning
 from mmfast.search.arrays import encode
 from mmfast.search.filters import Allowed, Filter
@@ -78,6 +78,7 @@ def test_the_engines_agree(parts: tuple[Index, dict[int, Any]]) -> None:
         np.testing.assert_array_equal(index.search(queries[one], 10, ef=300).keys, walked.keys[one])
 
 
+@pytest.mark.filterwarnings("ignore:where marks")
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.05, 0.6])
 @pytest.mark.parametrize("options", [{"ef": 12}, {"exact": True}, {}])
 def test_filters(parts: tuple[Index, dict[int, Any]], share: float, options: dict[str, Any]) -> None:
@@ -153,7 +154,11 @@ def test_radius_of_an_empty_index() -> None:
         (lambda index, q: index.search(q, 1, recall=None), TypeError, "recall must be a number"),
         (lambda index, q: index.search(q, 1, ef=0), ValueError, "ef must be from 1"),
         (lambda index, q: index.search(q, 1, ef=2.0), TypeError, "ef must be an int"),
-        (lambda index, q: index.search(q, 1, where="abc"), TypeError, "where must be"),
+        (lambda index, q: index.search(q, 1, exact=True, ef=64), ValueError, "ef must not be given with exact=True"),
+        (lambda index, q: index.search(), TypeError, r"^Index\.search\(\) missing"),
+        (lambda index, q: index.search(q, 1, where="year > 2000"), TypeError, r'written mmfast\.col\("year"\) > 2000'),
+        (lambda index, q: index.search(q, 1, where=col("a") > 1), TypeError, r"^where.*> 1\); .*mmfast\.Index\.open"),
+        (lambda index, q: index.range_search(q, 1, where=col("a")), TypeError, "where .*compare it"),
         (lambda index, q: index.search(q, 1, where=[1.0]), TypeError, "where must be integers"),
         (lambda index, q: index.search(q, 1, where=[1, 1]), ValueError, "where must be distinct"),
         (lambda index, q: index.search(q, 1, where=np.ones((2, 2), dtype=bool)), ValueError, "where must have shape"),
@@ -165,6 +170,24 @@ def test_radius_of_an_empty_index() -> None:
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(Index(3), np.ones(3))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mask_that_marks_no_key_held_is_told(tmp_path: Path) -> None:
+    rows = gaussian(20, 4)
+    by_row, by_key = np.arange(20) < 5, np.isin(np.arange(130), range(100, 105))
+    with Index.open(tmp_path / "durable", 4) as durable:
+        for index in (Index(4), durable):
+            index.search(rows, 1, where=by_row)  # while nothing is held, that is no surprise
+            index.add(range(100, 120), rows)
+            for ask in (lambda index=index: index.search(rows, 1, where=torch.from_numpy(by_row)),
+                        lambda index=index: index.range_search(rows, 1.0, where=by_row)):  # fmt: skip
+                with pytest.warns(UserWarning, match="where marks 5 of 20 keys, of which the index holds none") as told:
+                    ask()
+                assert [each.filename for each in told] == [__file__]
+            assert set(index.search(rows[:5], 1, where=by_key).keys[:, 0].tolist()) == set(range(100, 105))
+            for mask in (by_row & False, by_key):
+                index.range_search(rows[:1], -1.0, where=mask)
 
 
 def test_upsert_replaces_and_adds() -> None:

@@ -64,7 +64,7 @@ BAD_KEYS: list[tuple[Any, type[Exception], str]] = [
     ([3], ValueError, "got 1 keys for 2 vectors"),
     (3, ValueError, "got 1 keys for 2 vectors"),
     ([3, 4, 5], ValueError, "got 3 keys for 2 vectors"),
-    ([7, 7], ValueError, "distinct, got more than once 7"),
+    ([7, 7], ValueError, "must be distinct; repeated: 7$"),
     ([3, 2], ValueError, "already holds 2; remove"),
 ]
 
@@ -120,7 +120,7 @@ def test_one_bad_row_late_in_a_large_batch_leaves_nothing_behind(index: Index) -
         index.add(np.arange(10_000) + 10, rows)
     keys = np.arange(10_000) + 10
     keys[-1] = keys[0]
-    with pytest.raises(ValueError, match="got more than once 10"):
+    with pytest.raises(ValueError, match="keys must be distinct; repeated: 10"):
         index.add(keys, ONES[[0] * 10_000])
     keys[-1] = 2
     with pytest.raises(ValueError, match="already holds 2"):
@@ -189,10 +189,17 @@ def test_bad_k(index: Index, k: Any, error: type[Exception]) -> None:
         ({"ndim": 2.0}, TypeError, "ndim must be an int, got 2.0"),
         ({"ndim": True}, TypeError, "ndim must be an int, got True"),
         ({"ndim": 10**6}, ValueError, "ndim must be from 1 to 65,536, got 1,000,000"),
-        ({"metric": "cosine"}, ValueError, "metric must be one of 'cos', 'ip', 'l2sq', got 'cosine'"),
+        ({"metric": "cosine"}, ValueError, "metric must be one of 'cos', 'ip', 'l2sq', got 'cosine'; write \"cos\"$"),
+        ({"metric": "Euclidean"}, ValueError, 'write "l2sq"$'),
+        ({"metric": "l2"}, ValueError, 'write "l2sq"$'),
+        ({"metric": "dot"}, ValueError, 'write "ip"$'),
+        ({"metric": "hamming"}, ValueError, "got 'hamming'$"),
         ({"metric": None}, ValueError, "metric must be"),
-        ({"dtype": "float32"}, ValueError, "dtype must be one of .*'f32'.* got 'float32'"),
-        ({"dtype": torch.float32}, ValueError, "dtype must be one of"),
+        ({"dtype": "float32"}, ValueError, "dtype must be one of .*'f32'.* got 'float32'; write \"f32\"$"),
+        ({"dtype": torch.bfloat16}, ValueError, 'got torch.bfloat16; write "bf16"$'),
+        ({"dtype": np.float16}, ValueError, 'write "f16"$'),
+        ({"dtype": np.dtype(np.int8)}, ValueError, 'write "i8"$'),
+        ({"dtype": "float64"}, ValueError, "got 'float64'$"),
         ({"dtype": "i8", "metric": "ip"}, ValueError, "needs metric \"cos\", got 'ip'"),
         ({"dtype": "i8", "metric": "l2sq"}, ValueError, 'needs metric "cos"'),
         ({"connectivity": 1}, ValueError, "connectivity must be from 2"),
@@ -208,7 +215,7 @@ def test_bad_settings(arguments: dict[str, Any], error: type[Exception], message
 def test_bad_removals(index: Index) -> None:
     with pytest.raises(KeyError, match="does not hold the keys 3, 4; nothing removed"):
         index.remove([1, 3, 4])
-    with pytest.raises(ValueError, match="more than once 1"):
+    with pytest.raises(ValueError, match="keys must be distinct; repeated: 1"):
         index.remove([1, 1])
     with pytest.raises(TypeError, match="at position 0"):
         index.remove([1.0])

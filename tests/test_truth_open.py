@@ -52,7 +52,7 @@ def test_nothing_is_made_with_odd_settings(settings: dict[str, object], error: t
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"folder .*nowhere does not exist"):
         Truth.open(tmp_path / "nowhere" / "index", SETTINGS, key_kind="int")
-    with pytest.raises(FileNotFoundError, match="its settings and key_kind are needed"):
+    with pytest.raises(FileNotFoundError, match="to make one, give ndim"):
         Truth.open(tmp_path / "index")
     with pytest.raises(FileNotFoundError, match="holds no mmfast index"):
         Truth.open(tmp_path / "index", SETTINGS, key_kind="int", read_only=True)

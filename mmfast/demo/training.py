@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Loss = Literal["hinge", "infonce", "both"]
 LOSSES: tuple[Loss, ...] = ("hinge", "infonce", "both")
 HINGE_WEIGHT = 0.25  # beside the cross-entropy; more of it costs recall on the emoji (0.53 instead of 0.54 at 1)
 MUON_RATE = 10.0  # times the learning rate; 25 does as well on the emoji, 2.5 a little worse
+TOLD = 10  # lines of progress, where there is no terminal for a bar
 MAX_LOGIT_SCALE = 100.0  # as in CLIP: beyond it the softmax is a hard maximum
 
 
@@ -164,6 +166,8 @@ def train(
                 infonce += parts.infonce * len(rows) / len(pairs)
             history.append(Epoch(number, hinge, infonce, time.perf_counter() - started))
             display.update(task, advance=1, losses=_in_words(history[-1]))
+            if progress and not display.console.is_terminal and number % max(1, epochs // TOLD) == 0:
+                print(f"epoch {number}/{epochs}  {_in_words(history[-1])}", file=sys.stderr, flush=True)
         model.load_state_dict(average.module.state_dict())
         model.eval()
     return history

@@ -104,7 +104,7 @@ def check_keys(keys: object, name: str = "keys") -> npt.NDArray[np.int64]:
     ordered = np.sort(array)
     if (ordered[1:] == ordered[:-1]).any():
         distinct, counts = np.unique(array, return_counts=True)
-        raise ValueError(f"{name} must be distinct, got more than once {examples(distinct[counts > 1])}")
+        raise ValueError(f"{name} must be distinct; repeated: {examples(distinct[counts > 1])}")
     return array.astype(np.int64)
 
 

@@ -14,14 +14,22 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
 Scalar = bool | int | float | str
 
 _KINDS = {"number": "IN ('integer', 'real')", "text": "= 'text'"}
-_ORDERINGS = ("<", "<=", ">", ">=")
+# What columns of pandas, Polars and SQL call the methods here.
+_MEANT = {
+    **dict.fromkeys(("isin", "in_"), "{}.is_in([...])"),
+    **dict.fromkeys(("notin", "not_in", "notin_", "is_not_in"), "~{}.is_in([...])"),
+    **dict.fromkeys(("isnull", "isna", "is_na", "is_none"), "{}.is_null()"),
+    **dict.fromkeys(("notnull", "notna", "not_null", "is_not_null"), "~{}.is_null()"),
+    **dict.fromkeys(("starts_with", "begins_with"), "{}.startswith(...)"),
+    **dict.fromkeys(("like", "str"), "{}.contains(...)"),
+}
 
 
 def col(name: str | Sequence[str]) -> Column:
@@ -163,6 +171,15 @@ class Column:
             raise TypeError(f"{self!r} {operator} {other!r}: truth values have no order; compare with == or !=")
         return _Test(self, operator, value)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in ("path", "name") or name.startswith("_"):  # what copying and unpickling ask for
+                raise AttributeError(name)
+            known = ", ".join(each for each in vars(Column) if not each.startswith("_"))
+            hint = f"write {_MEANT[name].format(self)}" if name in _MEANT else f"it has {known}"
+            raise AttributeError(f"{self!r} has no {name}; {hint}")
+
     def __bool__(self) -> NoReturn:
         raise TypeError(f"{self!r} is a column, not a condition: compare it, as in {self!r} == True")
 
@@ -288,6 +305,15 @@ class _Many(Condition):
         return self._SIGNS[self.operator].join(inner)
 
 
+def columns_of(condition: Condition) -> list[Column]:
+    """Return the columns that a condition asks for."""
+    if isinstance(condition, _Many):
+        return [column for each in condition.conditions for column in columns_of(each)]
+    if isinstance(condition, _Not):
+        return columns_of(condition.condition)
+    return [condition.column] if isinstance(condition, (_Test, _Null, _In)) else []
+
+
 def _combine(operator: str, left: Condition, right: object) -> Condition:
     if not isinstance(right, Condition):
         what = f"the column {right!r}" if isinstance(right, Column) else f"{right!r} ({type(right).__name__})"
@@ -321,9 +347,8 @@ def _scalar(column: Column, value: object) -> Scalar:
     if isinstance(value, (Column, Condition)):
         raise TypeError(f"{column!r} can be compared with values only, got {value!r}; comparisons need parentheses")
     if not isinstance(value, (bool, int, float, str)):
-        hint = (
-            "; use is_null()" if value is None else "; use is_in(...)" if isinstance(value, (list, tuple, set)) else ""
-        )
+        several = isinstance(value, (list, tuple, set, np.ndarray))
+        hint = "; use is_null()" if value is None else "; use is_in(...)" if several else ""
         raise TypeError(
             f"{column!r} can be compared with bool, int, float and str, got {value!r} ({type(value).__name__}){hint}"
         )

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search import arrays, storage
+from mmfast.search import arrays, misuse, storage
 from mmfast.search.conditions import Condition
-from mmfast.search.following import SNAPSHOT, Following
+from mmfast.search.following import Following
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Settings, check_choice, check_key
@@ -90,7 +90,11 @@ class DurableIndex(Following):
     def _where(self, where: object) -> object:
         """Return what the engine's ``where`` takes."""
         if isinstance(where, Condition):
-            return self._truth.where(where)
+            ids = self._truth.where(where)
+            if not len(ids) and len(self) and (why := self._truth.unknown(where)):
+                misuse.warn(f"where: {why}")
+            return ids
+        misuse.refuse_text(where)
         if where is None or self.key_kind == "int":
             return where
         if getattr(where, "dtype", None) in (np.bool_, torch.bool):
@@ -166,7 +170,7 @@ class DurableIndex(Following):
         """Find the ``k`` nearest rows of each query, as :meth:`mmfast.Index.search` does.
 
         ``where`` may also be a condition on metadata, or list keys that are strings; keys that are not held are not
-        found.
+        found. A warning names the columns that no row has of a condition that no row fulfils.
         """
         self._refresh()
         self._know_names()
@@ -218,12 +222,8 @@ class DurableIndex(Following):
         problems = self._truth.verify()
         if problems:
             return problems
-        path = self._folder / SNAPSHOT
-        if path.exists():
-            try:
-                storage.unpack(storage.map_file(str(path)), str(path))
-            except (OSError, ValueError) as error:
-                problems.append(f"{error} (it is built anew when the index is opened)")
+        if (problem := self._snapshot_problem()) is not None:
+            problems.append(problem)
         state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
         seen, wrong = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for ids, _, stored in self._truth.rows():

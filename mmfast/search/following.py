@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.search import folding, storage
+from mmfast.search.database import DATABASE
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.progress import Bar
 from mmfast.search.settings import Made, Settings
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "snapshot.index"
 _MISSING = "is missing"
+_ANEW = f"nothing is lost, since {DATABASE} has all rows; build() or mmfast index compact writes it anew"
 _ATTEMPTS = 10
 # What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -89,7 +91,7 @@ class Following(Made):
             if why is None:
                 return True
             if why != _MISSING:
-                _log.warning("%s %s: reading all rows", path, why)
+                _log.warning("%s %s: reading all rows; %s", path, why, _ANEW)
             version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
             tail, main = Tail(self._settings), None
             with bar:
@@ -115,8 +117,19 @@ class Following(Made):
         except FileNotFoundError:
             return _MISSING
         except _UNREADABLE as error:
-            return f"cannot be used ({type(error).__name__}: {error})"
+            return _unusable(path, error)
         return None if self._catch_up(start) else "is too old to be brought up to date"
+
+    def _snapshot_problem(self) -> str | None:
+        """Say in words what is wrong with the snapshot's file, if anything."""
+        path = self._folder / SNAPSHOT
+        try:
+            storage.unpack(storage.map_file(str(path)), str(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            return f"{path} {_unusable(path, error)}; {_ANEW}"
+        return None
 
     def _build_after_loading(self) -> None:
         """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
@@ -289,6 +302,12 @@ def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) 
         names = grown
     names[ids] = keys
     return names
+
+
+def _unusable(path: Path, error: Exception) -> str:
+    """Say what is wrong with a snapshot, without what is to be done where a file is all there is."""
+    what = str(error).removeprefix(f"{path} ").partition(";")[0]
+    return f"cannot be used ({type(error).__name__}: {what})"
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

@@ -354,8 +354,8 @@ class Index(Searchable):
 
         Raises
         ------
-        FileNotFoundError
-            If there is no such file.
+        FileNotFoundError, IsADirectoryError
+            If there is no such file, or a folder, as :meth:`open` makes.
         ValueError
             If the file is truncated, damaged or something else.
 
@@ -364,6 +364,8 @@ class Index(Searchable):
         See :meth:`save`.
         """
         name = os.fsdecode(path)  # open() alone would take an int, as a file descriptor
+        if os.path.isdir(name):
+            raise IsADirectoryError(f"{name} is a folder, and load reads a file; open a folder with mmfast.Index.open")
         return cls._unpack(storage.map_file(name), name)
 
     @classmethod

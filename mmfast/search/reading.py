@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.search.arrays import check_keys
-from mmfast.search.conditions import Condition
+from mmfast.search.conditions import Condition, columns_of
 from mmfast.search.database import Database, damaged
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
 from mmfast.search.verify import problems
 
 Self = TypeVar("Self", bound="Reading")
+_SAMPLED = 1000  # rows whose metadata tells which columns there are
 
 
 class Changes(NamedTuple):
@@ -98,6 +100,23 @@ class Reading:
                 raise ValueError(f"condition is too large for SQLite ({error}); use is_in for many values") from error
         found.sort()
         return found
+
+    def unknown(self, condition: Condition) -> str | None:
+        """Say which columns of ``condition`` no row has, and which there are; None where all are known."""
+        columns = {column.path: column for column in columns_of(condition)}
+        has = "SELECT EXISTS (SELECT 1 FROM documents WHERE json_type(metadata, ?) <> 'null')"
+        with self._database.read() as connection:
+            lacking = [each for each in columns.values() if not connection.execute(has, (each.path,)).fetchone()[0]]
+            if not lacking:
+                return None
+            texts = connection.execute(f"SELECT metadata FROM documents ORDER BY id LIMIT {_SAMPLED}").fetchall()
+        names = list(dict.fromkeys(name for (text,) in texts for name in json.loads(text)))
+        close = [near for each in lacking for near in get_close_matches(each.name.strip("'"), names, 1)]
+        return (
+            f"no row of the index has a column {' or '.join(each.name for each in lacking)}; "
+            + (f"it has {', '.join(names)}" if names else "its first rows have no metadata")
+            + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
+        )
 
     @property
     def version(self) -> int:

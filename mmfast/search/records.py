@@ -136,7 +136,7 @@ def to_text(document: Metadata, key: Key) -> str:
         )
     try:
         _refuse_other_names(document)
-        text = json.dumps(dict(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(dict(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -150,6 +150,14 @@ def to_text(document: Metadata, key: Key) -> str:
 def to_texts(keys: Sequence[Key], documents: Sequence[Metadata | None]) -> list[str | None]:
     """Return the metadata of ``keys`` as it is stored."""
     return [None if document is None else to_text(document, key) for key, document in zip(keys, documents, strict=True)]
+
+
+def _plain(value: object) -> bool | int | float:
+    """Return a NumPy scalar as Python's own; those of text and of float64 are such already."""
+    if isinstance(value, (np.bool_, np.integer, np.floating)) and isinstance(value.item(), (bool, int, float)):
+        return value.item()
+    hint = "; convert it with .tolist()" if hasattr(value, "tolist") else ""
+    raise TypeError(f"an object of type {type(value).__name__}{hint}")
 
 
 def _refuse_other_names(value: object) -> None:
@@ -180,7 +188,7 @@ def _check_str_keys(keys: object, distinct: bool) -> list[str]:
     if distinct and len(set(keys)) < len(keys):
         seen: set[str] = set()
         repeated = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise ValueError(f"keys must be distinct, got more than once {some(repeated)}")
+        raise ValueError(f"keys must be distinct; repeated: {some(repeated)}")
     return list(keys)
 
 

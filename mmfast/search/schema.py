@@ -64,7 +64,7 @@ def open_folder(
     if not found and read_only:
         raise FileNotFoundError(f"{path} holds no mmfast index; make one by opening it without read_only=True")
     if not found and (settings is None or key_kind is None):
-        raise FileNotFoundError(f"{path} holds no mmfast index, and to make one its settings and key_kind are needed")
+        raise FileNotFoundError(f"{path} holds no mmfast index; to make one, give ndim, the features of a vector")
     given = {} if settings is None else dict(settings)
     if key_kind is not None:
         given["key_kind"] = key_kind
@@ -112,7 +112,9 @@ def _found(path: Path) -> bool:
             raise FileNotFoundError(f"cannot make {path}: the folder {path.parent} does not exist")
         return False
     if not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; a durable index is a folder")
+        raise NotADirectoryError(
+            f"{path} is a file; a durable index is a folder: read what save wrote with mmfast.Index.load"
+        )
     names = set(os.listdir(path))
     if DATABASE in names:
         return True

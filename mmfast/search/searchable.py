@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast.search import arrays, searching
+from mmfast.search import arrays, misuse, searching
 from mmfast.search.filters import Filter
 from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Made, check_fraction, check_int, check_key, check_radius
@@ -49,10 +49,10 @@ class Searchable(Made):
         exact : bool, default False
             Whether to look at all rows. The engine for few rows, for small shares of them and for ``recall=1``.
         ef : int, optional
-            Candidates kept while walking the graph, in place of what ``recall`` asks for.
+            Candidates kept while walking the graph, in place of what ``recall`` asks for; not with ``exact``.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed. As many
-            of them as there are, up to k, are found.
+            of them as there are, up to k, are found; a mask that marks none of those held is warned of.
 
         Returns
         -------
@@ -80,9 +80,15 @@ class Searchable(Made):
             ef = check_int("ef", ef, 1, 2**31 - 1)
         if not isinstance(exact, bool):
             raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
+        if exact and ef is not None:
+            raise ValueError(f"ef must not be given with exact=True, which looks at all rows; got {ef}: leave one out")
         options = searching.Options(check_fraction("recall", recall), exact, ef)
         asked, single, threads = self._queries(queries)
-        keys, distances = searching.nearest(self._state, asked, k, options, Filter.of(where), threads)
+        misuse.refuse_condition(where)
+        allowed, state = Filter.of(where), self._state
+        keys, distances = searching.nearest(state, asked, k, options, allowed, threads)
+        if allowed and len(keys) and keys[0, 0] < 0:
+            misuse.warn_of_mask(allowed, state)
         return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)
 
     def range_search(self, queries: object, radius: float, *, where: object = None) -> RangeResult:
@@ -115,7 +121,12 @@ class Searchable(Made):
         """
         radius = check_radius(radius)
         asked, _, threads = self._queries(queries)
-        return searching.within(self._state, asked, radius, Filter.of(where), threads)
+        misuse.refuse_condition(where)
+        allowed, state = Filter.of(where), self._state
+        found = searching.within(state, asked, radius, allowed, threads)
+        if allowed and not len(found.keys):
+            misuse.warn_of_mask(allowed, state)
+        return found
 
     def _queries(self, queries: object) -> tuple[npt.NDArray[np.float32], bool, int]:
         threads = torch.get_num_threads()
@@ -252,3 +263,7 @@ class Searchable(Made):
         array([], dtype=int64)
         """
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
+
+
+for _method in (Searchable.search, Searchable.range_search, Searchable.get, Searchable.tune):
+    _method.__qualname__ = f"Index.{_method.__name__}"  # by which errors about missing arguments call it

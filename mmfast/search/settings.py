@@ -14,6 +14,12 @@ METRICS = ("cos", "ip", "l2sq")
 DTYPES = ("bf16", "f32", "f16", "i8")
 # Keys are answered as int64 and padded with -1, so they are what int64 holds from 0 on; the largest is kept free.
 KEY_LIMIT = 2**63 - 1
+# What others call the choices; of "l2sq" the distances are squared.
+_MEANT = {
+    "bfloat16": "bf16", "float32": "f32", "float": "f32", "single": "f32", "float16": "f16", "half": "f16",
+    "int8": "i8", "cosine": "cos", "angular": "cos", "euclidean": "l2sq", "l2": "l2sq", "sqeuclidean": "l2sq",
+    "dot": "ip", "inner_product": "ip", "innerproduct": "ip",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,10 @@ def as_int(value: object) -> int:
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Check that ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        word = str(getattr(value, "__name__", value)).removeprefix("torch.").lower()  # of dtypes too
+        meant = _MEANT.get(word, word)
+        hint = f'; write "{meant}"' if meant in choices else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 
 
 def check_fraction(name: str, value: object) -> float:
