@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,6 @@ from mmfast.search.results import RangeResult, SearchResult
 from mmfast.search.settings import Settings, check_choice, check_key
 from mmfast.search.truth import Truth
 from mmfast.search.tuning import Point
-
-if TYPE_CHECKING:
-    pass
-
 
 _DEFAULTS: dict[str, Any] = {"metric": "cos", "dtype": "bf16", "connectivity": 16, "expansion_add": 128}
 
