@@ -134,18 +134,18 @@ void encode(const Vectors& vectors, Metric metric, const float* centre, double u
 Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const float* query, int qmax, int8_t* digits) {
   const int features = codes.features;
   const bool framed = metric == Metric::kL2sq;
-  std::vector<float> zero(framed ? 0 : features);
-  const float* const centre = framed ? codes.centre : zero.data();
-  double largest = 0;
-  for (int k = 0; k < features; ++k) largest = std::max(largest, std::abs(double(query[k]) - centre[k]));
-  const double unit = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -120, 80)) : 1.0;
+  static thread_local std::vector<float> zeros;
+  if (int(zeros.size()) < features) zeros.resize(features);
+  const float* const centre = framed ? codes.centre : zeros.data();
+  const double size = std::sqrt(tier.f32.squared_distance(query, centre, features));
+  const double unit = size > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(size), -120, 80)) : 1.0;
   const QuantisedRow q = tier.f32.quantise(query, centre, features, float(unit), qmax, digits);
   const int width = codes.digits.width, part = query_part(width), upper = std::max(features - width, 0);
   std::memmove(digits + part, digits + width, upper);
   std::fill(digits + std::min(features, width), digits + part, int8_t(0));
   std::fill(digits + part + upper, digits + 2 * part, int8_t(0));
   // By its length, not by a bound of it: a radius asks for scores of a certain size.
-  const double length = framed ? 0 : std::sqrt(tier.f32.dot(query, query, features)), least = 0x1p-38;
+  const double length = framed ? 0 : size, least = 0x1p-38;
   const double factor = framed ? codes.unit / unit : 1 / (length > 0 ? length * unit : least);
   Query out = {q.scale * factor, (q.norm + least) * factor, q.residual * factor, 0, q.sum, length, true};
   // Squares of D differences and their sum are off by D + 8 units of |q - z|^2 <= 2 |q|^2 + 2 |z|^2, of which a bound's

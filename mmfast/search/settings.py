@@ -94,6 +94,8 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
 
 def as_int(value: object) -> int:
     """Return an integer of any kind as an int; raise TypeError for anything else, truth values included."""
+    if type(value) is int:  # what nearly all are
+        return value
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
         raise TypeError("a truth value is no integer")
     return operator.index(value)  # type: ignore[arg-type]
