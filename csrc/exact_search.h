@@ -14,7 +14,9 @@
 // Rounding. (1) is evaluated in float32, u = 2^-24: constants that are off by a factor within 1 +- 4u, at most four
 // operations on a side, all of terms that are no larger than h, |t|, |s u| (e' + |q|) and e |q|, or of coarse digits
 // (|s u| + e + e4) (e' + |q|): 32u times each of these is taken off the left side. B is widened by 64u of the same,
-// which covers the constants' own rounding.
+// which covers the constants' own rounding. Rows whose ranks in float64 could be equal, or in another order than their
+// scores, must both be ranked: a lower bound is less by what two ranks may be off, where B does not cover that
+// (Query::rounding).
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // AVX2: vpmaddubsw adds pairs of byte products into int16, which saturates for 8-bit digits. With digits in
-// [-63, 63], packed as 1..127, two such pairs fit: 2 * 2 * 127 * 63 = 32,004 < 32,768, so one widening
-// (vpmaddwd by ones) serves eight products.
+// [-63, 63], of rows as 1..127, two such pairs fit: 2 * 2 * 127 * 63 = 32,004 < 32,768, so one widening
+// (vpmaddwd by ones) serves eight products. Search has rows of 1..255, and so queries in [-31, 31]: 2 * 2 * 255 * 31 =
+// 31,620.
 #include "tier.h"
 
 #if defined(__x86_64__)
@@ -31,7 +32,7 @@ inline unsigned at_least(Floats a, Floats b) { return lane_bits(a >= b); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 
 constexpr int kScreenedRows = 4, kHeld = 2;  // 8 accumulators of the 16 registers
-constexpr bool kSigned = false;              // rows have an offset
+constexpr int kOffset = 64;                  // of rows
 
 // acc += products of rows and columns.
 template <int ROWS, int HELD>
@@ -93,7 +94,7 @@ extern const Tier kAvx2;
 const Tier kAvx2 = {"avx2",
                     available,
                     63,
-                    64,
+                    kOffset,
                     screen,
                     count_ones,
                     31,

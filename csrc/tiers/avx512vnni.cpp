@@ -29,7 +29,7 @@ inline unsigned at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask((__m512
 inline void add_pairs(Ints& acc, Ints a, Ints b) { asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 
 constexpr int kScreenedRows = 6, kHeld = 4;  // 24 accumulators of the 32 registers
-constexpr bool kSigned = false;              // rows have an offset
+constexpr int kOffset = 128;                 // of rows
 
 // acc += products of rows and columns. vpdpbusd is not written as an intrinsic, nor vpdpwssd above: GCC 12 moves every
 // accumulator of theirs through the stack, which more than halves the speed of the loop.
@@ -92,7 +92,7 @@ extern const Tier kAvx512Vnni;
 const Tier kAvx512Vnni = {"avx512vnni",
                           available,
                           127,
-                          128,
+                          kOffset,
                           screen,
                           count_ones,
                           127,

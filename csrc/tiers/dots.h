@@ -30,7 +30,7 @@ void dots(const Dots& d) {
 
 // Rows of digits, with the tier's offset, from their planes.
 void unpack(const Planes& rows, int count, uint8_t* out) {
-  const Ints low = int32_t(0x0f0f0f0f) - Ints{}, flip = int32_t(kSigned ? 0x80808080 : 0) - Ints{};  // takes 128 off
+  const Ints low = int32_t(0x0f0f0f0f) - Ints{}, flip = int32_t(kOffset ? 0 : 0x80808080) - Ints{};  // takes 128 off
   for (int i = 0; i < count; ++i, out += 2 * rows.width) {
     const uint8_t *coarse = rows.coarse + size_t(i) * rows.width, *fine = rows.fine + size_t(i) * rows.width;
     for (int k = 0; k < rows.width; k += kVectorBytes) {

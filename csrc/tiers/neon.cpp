@@ -43,7 +43,7 @@ inline void add_pairs(Ints& acc, Ints a, Ints b) {
 }
 
 constexpr int kScreenedRows = 4, kHeld = 4;  // 16 accumulators of the 32 registers
-constexpr bool kSigned = true;               // rows have no offset
+constexpr int kOffset = 0;                   // of rows
 
 // acc += products of rows and columns.
 template <int ROWS, int HELD>
@@ -102,7 +102,7 @@ extern const Tier kNeon;
 const Tier kNeon = {"neon",
                     available,
                     127,
-                    0,
+                    kOffset,
                     screen,
                     count_ones,
                     127,

@@ -26,7 +26,7 @@ inline unsigned at_least(Floats a, Floats b) { return lane_bits(a >= b); }
 inline void add_pairs(Ints& acc, Ints a, Ints b) { acc += (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 
 constexpr int kScreenedRows = 2, kHeld = kPanel / (2 * kLanes);
-constexpr bool kSigned = false;  // rows have an offset
+constexpr int kOffset = 128;  // of rows
 
 // acc += products of rows and columns.
 template <int ROWS, int HELD>
@@ -70,7 +70,7 @@ extern const Tier kPortable;
 const Tier kPortable = {"portable",
                         available,
                         127,
-                        128,
+                        kOffset,
                         screen,
                         count_ones,
                         127,

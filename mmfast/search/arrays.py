@@ -102,9 +102,9 @@ def check_keys(keys: object, name: str = "keys") -> npt.NDArray[np.int64]:
             f"at position {int(np.flatnonzero(outside)[0])}"
         )
     ordered = np.sort(array)
-    if (ordered[1:] == ordered[:-1]).any():
-        distinct, counts = np.unique(array, return_counts=True)
-        raise ValueError(f"{name} must be distinct; repeated: {examples(distinct[counts > 1])}")
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ValueError(f"{name} must be distinct; repeated: {examples(np.unique(repeated))}")
     return array.astype(np.int64)
 
 
@@ -187,9 +187,12 @@ def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str, 
     for start in range(0, len(rows), _BLOCK):
         block = torch.from_numpy(widen(array[start : start + _BLOCK], given))
         if metric == "cos":
-            flushed = (block.abs().amax(dim=1) == 0).nonzero()[:, 0].numpy() + start
+            peaks = block.abs().amax(dim=1, keepdim=True)
+            flushed = (peaks[:, 0] == 0).nonzero()[:, 0].numpy() + start
             _refuse(name, "be larger", flushed, "are zero to PyTorch after torch.set_flush_denormal(True)")
-        encoded = _direction(block, dtype) if metric == "cos" else block.to(_STORED[dtype])
+            encoded = _direction(block / peaks, dtype)
+        else:
+            encoded = block.to(_STORED[dtype])
         overflown = ~torch.isfinite(encoded).all(dim=1)
         _refuse(name, "be smaller", overflown.nonzero()[:, 0].numpy() + start, f"overflow the storage dtype {dtype}")
         stored[start : start + len(block)] = encoded + 0  # -0.0 becomes 0.0: equal rows have equal bytes
@@ -215,8 +218,7 @@ def _narrow(name: str, rows: Tensor, metric: str) -> Tensor:
 
 
 def _direction(block: Tensor, dtype: str) -> Tensor:
-    """Scale each row to unit length, or for int8 to a largest magnitude of 127."""
-    block = block / block.abs().amax(dim=1, keepdim=True)
+    """Scale each row, of a largest magnitude of 1, to unit length, or for int8 to one of 127."""
     if dtype == "i8":
         return (block * 127).round().to(torch.int8)
     unit: Tensor = block / torch.linalg.vector_norm(block, dim=1, keepdim=True)

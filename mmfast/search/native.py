@@ -53,10 +53,18 @@ def unknown_version() -> str | None:
     return None
 
 
-def build_native(
+class Begun(NamedTuple):
+    """A graph of all rows but some, by which it is to be measured before they are added."""
+
+    native: Native
+    builder: Builder
+    held: npt.NDArray[np.int64]
+
+
+def begin_native(
     stored: npt.NDArray[Any], settings: Settings, threads: int, progress: Progress, why: str
-) -> tuple[Native, Builder, npt.NDArray[np.int64]] | None:
-    """Build the graph of all rows but some, which are returned, or None where there are few."""
+) -> Begun | None:
+    """Begin a graph, or return None where there are few rows."""
     heads, copied = distinct(stored)
     if len(heads) <= EXACT_ROWS:
         return None
@@ -64,7 +72,7 @@ def build_native(
     held = sample(len(heads), np.isin(heads, copied.heads, invert=True))
     builder = Builder(stored, settings, threads, progress)
     builder.add(heads[~held])
-    return Native(builder.native, copied.by_head()), builder, heads[held]
+    return Begun(Native(builder.native, copied.by_head()), builder, heads[held])
 
 
 class NativeSearch:

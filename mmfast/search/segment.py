@@ -13,7 +13,7 @@ from mmfast import _C
 from mmfast.search import arrays
 from mmfast.search.graph import EXACT_ROWS, Links, Progress, plan_graph
 from mmfast.search.image import Image, aligned, encode
-from mmfast.search.native import Native, NativeSearch, build_native, unknown_version
+from mmfast.search.native import Native, NativeSearch, begin_native, unknown_version
 from mmfast.search.settings import Settings
 from mmfast.search.tuning import Curve, measure
 
@@ -55,7 +55,13 @@ class Segment:
     ) -> tuple[Segment, npt.NDArray[np.int64] | None]:
         """Return a segment of these rows, and the order that they were brought into, if it is another."""
         if len(keys) > EXACT_ROWS and (why := unknown_version()):
-            return cls._build_native(settings, keys, stored, threads, progress, why), None
+            image = encode(stored, settings.dtype, settings.metric, threads)
+            begun = begin_native(stored, settings, threads, progress, why)
+            segment = cls(settings, keys, stored, image, native=begun.native if begun else None)
+            if begun:
+                segment._measure_by(begun.held, threads)
+                begun.builder.add(begun.held)
+            return segment, None
         plan = plan_graph(stored, settings, threads, progress)
         if plan is None:
             return cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads)), None
@@ -66,26 +72,6 @@ class Segment:
         segment.links = plan.links
         segment.rows.set_links(*plan.links)
         return segment, plan.order
-
-    @classmethod
-    def _build_native(
-        cls,
-        settings: Settings,
-        keys: npt.NDArray[np.int64],
-        stored: npt.NDArray[Any],
-        threads: int,
-        progress: Progress,
-        why: str,
-    ) -> Segment:
-        image = encode(stored, settings.dtype, settings.metric, threads)
-        built = build_native(stored, settings, threads, progress, why)
-        if built is None:
-            return cls(settings, keys, stored, image)
-        native, builder, held = built
-        segment = cls(settings, keys, stored, image, native=native)
-        segment._measure_by(held, threads)
-        builder.add(held)
-        return segment
 
     def _measure_by(self, held: npt.NDArray[np.int64], threads: int) -> None:
         """Measure the graph by rows that are not in it yet."""
