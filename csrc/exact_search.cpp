@@ -14,7 +14,6 @@ namespace {
 
 constexpr int kBlockRows = 192;  // a multiple of the rows of every kernel; with its digits in the second-level cache
 constexpr int kCopy = 5;         // what copying a row costs, in products with a query
-constexpr int kFirstRows = 64;   // of the first block, all of whose rows pass: no threshold is known
 constexpr int64_t kGroupPanels = 16;     // of queries, screened against a block while it is in the cache
 constexpr double kSerialWork = 1 << 20;  // products: fewer are done before a second thread is awake
 constexpr double kUnit = 0x1p-24, kInfinite = std::numeric_limits<double>::infinity();
@@ -50,16 +49,14 @@ class BlockReader {
   bool read(Block& block) {
     const bool* const allowed = search_.allowed;
     if (allowed) skip();
-    const int wanted = first_ ? kFirstRows : kBlockRows;
-    const int span = int(std::min<int64_t>(wanted, end_ - next_));
-    first_ = false;
+    const int span = int(std::min<int64_t>(kBlockRows, end_ - next_));
     if (!allowed || std::count(allowed + next_, allowed + next_ + span, true) * (queries_ + kCopy) >= span * queries_) {
       block = {search_.codes.from(next_), nullptr, allowed ? allowed + next_ : nullptr, next_, span};
       next_ += span;
       return span > 0;
     }
     int count = 0;
-    for (; next_ < end_ && count < wanted; ++next_, skip()) copy(next_, count++);
+    for (; next_ < end_ && count < kBlockRows; ++next_, skip()) copy(next_, count++);
     block = {copied_, ids_.data(), nullptr, 0, count};
     return count > 0;
   }
@@ -88,7 +85,6 @@ class BlockReader {
   Codes copied_;
   int64_t next_, end_;
   int64_t queries_;
-  bool first_ = true;
   std::vector<uint8_t> planes_[2];
   std::vector<float> terms_[5];
   std::vector<int32_t> ids_;
@@ -117,6 +113,7 @@ class Group {
     hits_.resize(size_t(kPanel) * kBlockRows);
     products_.resize(size_t(packed ? kPanel : 1) * kBlockRows);
     precise_.resize(kBlockRows);
+    bounded_.resize(kBlockRows);
     scratch_.resize(codes.features);
   }
 
@@ -126,7 +123,11 @@ class Group {
     while (reader.read(block)) packed_ ? screen(block) : scan(block);
   }
 
-  const std::vector<Neighbour>& finish(int j) { return lists_[j].finish(ranker(j)); }
+  // What the rows of the next query that are waiting need is on its way while those of this one are ranked.
+  const std::vector<Neighbour>& finish(int j) {
+    if (j + 1 < count_) lists_[j + 1].fetch(ranker(j + 1));
+    return lists_[j].finish(ranker(j));
+  }
 
  private:
   const float* row(int j) const { return search_.queries + (begin_ + j) * search_.codes.features; }
@@ -207,15 +208,17 @@ class Group {
                     starts_.data() + begin, inverse_.data() + begin, thresholds_.data() + begin, nullptr, depth_, count,
                     masks, nullptr, products_.data()});
       int hit_counts[kPanel] = {};
+      uint64_t hit = 0;
       for (int i = 0; i < block.count; ++i) {
-        if (block.allowed && !block.allowed[i]) continue;
+        if (!masks[i] || (block.allowed && !block.allowed[i])) continue;
+        hit |= masks[i];
         for (uint64_t word = masks[i]; word; word &= word - 1) {
           const int c = __builtin_ctzll(word);
           hits_[c * kBlockRows + hit_counts[c]++] = i;
         }
       }
-      for (int c = 0; c < count; ++c) {
-        if (!hit_counts[c]) continue;
+      for (; hit; hit &= hit - 1) {
+        const int c = __builtin_ctzll(hit);
         offer(block, begin + c, hits_.data() + c * kBlockRows, hit_counts[c], products_.data() + c, kPanel);
         thresholds_[begin + c] = threshold(begin + c);
       }
@@ -246,16 +249,13 @@ class Group {
   // Bounds the scores of rows of the block that passed, row i by the product at i * stride.
   void offer(const Block& block, int j, const int32_t* hits, int count, const int32_t* products, int stride) {
     const Query& q = queries_[j];
-    const Ranker rank = ranker(j);
     const bool precise = !packed_ || tier_.query_qmax == 127;
     if (!precise)
       tier_.dots({block.codes.digits, hits, count, digits_.data() + size_t(j) * padded_, q.sum, precise_.data()});
-    for (int n = 0; n < count; ++n) {
-      const int64_t row = block.row(hits[n]);
-      const int32_t product = precise ? products[hits[n] * stride] : precise_[n];
-      const Bound bound = bound_score(search_.codes, q, row, product);
-      lists_[j].offer(row, bound.lower, bound.upper, rank);
-    }
+    for (int n = 0; n < count; ++n)
+      bounded_[n] =
+          bound_score(search_.codes, q, block.row(hits[n]), precise ? products[hits[n] * stride] : precise_[n]);
+    lists_[j].offer(bounded_.data(), count, ranker(j));
   }
 
   Ranker ranker(int j) { return {search_, tier_, row(j), queries_[j].length, scratch_.data()}; }
@@ -275,6 +275,7 @@ class Group {
   std::vector<float> inverse_;     // 1 / s', by query, or by column of the panels
   std::vector<float> thresholds_;  // by column of the panels
   std::vector<int32_t> hits_, products_, precise_;
+  std::vector<Bounded> bounded_;
   std::vector<float> scratch_;
 };
 

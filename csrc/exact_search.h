@@ -20,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "shortlist.h"
@@ -49,6 +50,16 @@ struct ExactSearch {
     return key < allowed_keys_count && allowed_keys[key];
   }
 };
+
+// Between which the score of a row lies, by the product of its digits with the query's.
+inline Bounded bound_score(const Codes& codes, const Query& q, int64_t row, int32_t product) {
+  constexpr double kWider = 64 * 0x1p-24, kInfinite = std::numeric_limits<double>::infinity();
+  const double h = codes.half[row], norm = codes.norm[row], e = codes.residual[row];
+  const double middle = q.scale * codes.scale[row] * product - h;
+  const double reach = norm * (q.residual + kWider * q.norm) + e * q.norm * (1 + kWider) + kWider * h;
+  if (!(reach < kInfinite)) return {row, -kInfinite, kInfinite};
+  return {row, middle - reach - q.rounding, middle + reach};
+}
 
 // What ranks the rows for one query.
 struct Ranker {

@@ -255,12 +255,16 @@ class Walk {
     products_.resize(beam_.size());
     for (int i = 0; i < beam_.size(); ++i) rows_[i] = beam_.row(i);
     g_->tier.dots({s.codes.digits, rows_.data(), beam_.size(), digits_.data(), encoded_.sum, products_.data()});
-    const Ranker rank_of = ranker();
+    bounded_.clear();
     for (int i = 0; i < beam_.size(); ++i) {
-      const Bound bound = bound_score(s.codes, encoded_, rows_[i], products_[i]);
-      for (int32_t r = rows_[i]; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1)
-        if (s.allows(r)) list_.offer(r, bound.lower, bound.upper, rank_of);
+      Bounded bounded = bound_score(s.codes, encoded_, rows_[i], products_[i]);
+      for (int32_t r = rows_[i]; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1) {
+        bounded.row = r;
+        if (s.allows(r)) bounded_.push_back(bounded);
+      }
     }
+    const Ranker rank_of = ranker();
+    list_.offer(bounded_.data(), int64_t(bounded_.size()), rank_of);
     list_.fetch(rank_of);
     return true;
   }
@@ -273,6 +277,7 @@ class Walk {
   Beam beam_;
   Ending ending_;
   Shortlist list_;
+  std::vector<Bounded> bounded_;
   std::vector<int32_t> rows_, products_;
   std::vector<int8_t> digits_;
   std::vector<float> distances_, scratch_;

@@ -19,6 +19,12 @@ struct Neighbour {
   bool operator<(const Neighbour& other) const { return rank < other.rank || (rank == other.rank && key < other.key); }
 };
 
+// A row whose score lies between two bounds.
+struct Bounded {
+  int64_t row;
+  double lower, upper;
+};
+
 class Shortlist {
  public:
   static constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
@@ -38,15 +44,20 @@ class Shortlist {
 
   double threshold() const { return threshold_; }
 
-  // `measure(row)` is the rank and the key; `measure.fetch(row)` says that it will be asked for.
+  // Rows that have not been offered before. `measure(row)` is the rank and the key; `measure.fetch(row)` says that it
+  // will be asked for.
   template <class Measure>
-  void offer(int64_t row, double lower, double upper, const Measure& measure) {
-    if (upper < threshold_) return;
-    waiting_.push_back({row, upper});
-    if (k_ != kAll) raise(lower);
-    if (int64_t(waiting_.size()) < limit()) return;
-    fetch(measure);
-    if (int64_t(waiting_.size()) > limit() / 2) resolve(measure);
+  void offer(const Bounded* rows, int64_t count, const Measure& measure) {
+    const bool many = best_.empty() && count / kParts >= k_;
+    if (many) start(rows, count);
+    for (const Bounded* c = rows; c < rows + count; ++c) {
+      if (c->upper < threshold_) continue;
+      waiting_.emplace_back(c->row, c->upper);
+      if (!many && k_ != kAll) raise(c->lower);
+      if (int64_t(waiting_.size()) < limit()) continue;
+      fetch(measure);
+      if (int64_t(waiting_.size()) > limit() / 2) resolve(measure);
+    }
   }
 
   // Says that what is waiting will be measured.
@@ -67,21 +78,47 @@ class Shortlist {
 
  private:
   struct Waiting {
+    Waiting(int64_t r, double u) : row(r), upper(u) {}
     int64_t row;
     double upper;
   };
-  static constexpr int64_t kLeastWaiting = 64;
+  static constexpr int64_t kLeastWaiting = 64, kParts = 4;
   int64_t limit() const { return k_ == kAll ? kLeastWaiting : std::max(kLeastWaiting, 4 * k_); }
 
+  // From many rows at once: the largest bound of each of a few times k parts of them, and the k largest of these. One
+  // by one, a row would have to be taken in whenever it is among the k best of those before it.
+  void start(const Bounded* rows, int64_t count) {
+    static thread_local std::vector<double> largest;
+    largest.assign(kParts * k_, -std::numeric_limits<double>::infinity());
+    for (int64_t i = 0, part = 0; i < count; ++i, part = part + 1 < kParts * k_ ? part + 1 : 0)
+      largest[part] = std::max(largest[part], rows[i].lower);
+    std::nth_element(largest.begin(), largest.begin() + (k_ - 1), largest.end(), std::greater<double>());
+    best_.assign(largest.begin(), largest.begin() + k_);
+    std::make_heap(best_.begin(), best_.end(), std::greater<double>());
+    threshold_ = std::max(threshold_, best_.front());
+  }
+
   void raise(double lower) {
-    if (int64_t(best_.size()) == k_) {
-      if (lower <= best_.front()) return;
-      std::pop_heap(best_.begin(), best_.end(), std::greater<double>());
-      best_.pop_back();
+    if (lower <= threshold_) return;
+    if (int64_t(best_.size()) < k_) {
+      best_.push_back(lower);
+      std::push_heap(best_.begin(), best_.end(), std::greater<double>());
+    } else {
+      replace_smallest(lower);
     }
-    best_.push_back(lower);
-    std::push_heap(best_.begin(), best_.end(), std::greater<double>());
     if (int64_t(best_.size()) == k_) threshold_ = std::max(threshold_, best_.front());
+  }
+
+  void replace_smallest(double bound) {
+    const size_t size = best_.size();
+    size_t hole = 0;
+    for (size_t child = 1; child < size; child = 2 * hole + 1) {
+      if (child + 1 < size) child += best_[child + 1] < best_[child];
+      if (bound <= best_[child]) break;
+      best_[hole] = best_[child];
+      hole = child;
+    }
+    best_[hole] = bound;
   }
 
   void drop() {

@@ -156,15 +156,6 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   return out;
 }
 
-Bound bound_score(const Codes& codes, const Query& q, int64_t row, int32_t product) {
-  constexpr double kWider = 64 * 0x1p-24;
-  const double h = codes.half[row], norm = codes.norm[row], e = codes.residual[row];
-  const double middle = q.scale * codes.scale[row] * product - h;
-  const double reach = norm * (q.residual + kWider * q.norm) + e * q.norm * (1 + kWider) + kWider * h;
-  if (reach < std::numeric_limits<double>::infinity()) return {middle - reach - q.rounding, middle + reach};
-  return {-std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity()};
-}
-
 double rank_row(const Tier& tier, Metric metric, const float* query, double query_norm, const float* row,
                 int features) {
   if (metric == Metric::kL2sq) return tier.f32.squared_distance(query, row, features);

@@ -73,12 +73,6 @@ struct Query {
 // Writes the digits, (2, query_part(width)), with magnitudes up to qmax.
 Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const float* query, int qmax, int8_t* digits);
 
-// Between which the score of a row lies, by the product of its digits with the query's (exact_search.h).
-struct Bound {
-  double lower, upper;
-};
-Bound bound_score(const Codes& codes, const Query& query, int64_t row, int32_t product);
-
 // What rows are ranked by, in float64: -cos, -q . x or |q - x|^2. Under cos and ip the distance is 1 more, which would
 // round away the difference of two small products.
 double rank_row(const Tier& tier, Metric metric, const float* query, double query_norm, const float* row, int features);
