@@ -315,6 +315,46 @@ def test_an_indexed_column_is_looked_up(tmp_path: Path) -> None:
         assert truth.where(col("b") == 3).tolist() == list(range(3, 100, 7))
 
 
+def test_what_conditions_allow_is_remembered_until_something_changes(tmp_path: Path) -> None:
+    fulfil = col("a") >= 1
+    with make(tmp_path / "index", ROWS) as truth, Truth.open(tmp_path / "index", read_only=True) as reader:
+        changes: list[Callable[[], object]] = [
+            lambda: truth.add([100], np.zeros((1, 1), dtype=np.int8), [{"a": 7}]),
+            lambda: truth.upsert([100], np.zeros((1, 1), dtype=np.int8), [{"a": 0}]),
+            lambda: truth.update_metadata([100, 0], [{"a": 9}, {"a": 9}]),
+            lambda: truth.update_metadata([0], [None], replace=True),
+            lambda: truth.remove([100]),
+        ]
+        wanted: list[set[int]] = [{100}, set(), {0, 100}, {100}, set()]
+        before = set(truth.where(fulfil).tolist())
+        for change, more in zip(changes, wanted, strict=True):
+            for each in (truth, reader):
+                assert each.filter(fulfil) is each.filter(col("a") >= 1)
+            change()
+            for each in (truth, reader):
+                assert set(each.where(fulfil).tolist()) == before | more
+        # Values that are equal in Python, and columns whose names are equal when joined.
+        alike = [col("a") == 1, col("a") == True, col("a") == "1", col("a.b") == 1, col(["a.b"]) == 1]  # noqa: E712
+        assert len({tuple(truth.where(each).tolist()) for each in alike * 2}) == len(alike)
+        first = truth.filter(fulfil)
+        for n in range(2, 9):
+            truth.filter(col("a") >= n)
+        assert truth.filter(fulfil) is first
+        for n in range(2, 10):
+            truth.filter(col("a") >= n)
+        assert truth.filter(fulfil) is not first  # that of eight others
+        first = truth.filter(col("z") != 1)  # every row; there is room for two ids a row
+        truth.filter(col("z") != 2)
+        assert truth.filter(col("z") != 1) is first
+        truth.filter(col("z") != 3)
+        assert truth.filter(col("z") != 1) is first
+        truth.filter(col("z") != 2)
+        truth.filter(col("z") != 3)
+        assert truth.filter(col("z") != 1) is not first
+        with pytest.raises(ValueError, match="read-only"):
+            truth.where(fulfil)[0] = 3
+
+
 def test_conditions_tell_what_they_are() -> None:
     condition = ((col("year") > 2019) | col(["a.b"]).is_null()) & ~col("tag").is_in([1, None])
     assert repr(condition) == "((col('year') > 2019) | col(['a.b']).is_null()) & ~col('tag').is_in([1, None])"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,31 @@ def test_strings_of_all_sorts(folder: Path) -> None:
         assert index.key_kind == "str"
         assert list(index) == [*keys, "new", "one"]
         assert index.search(ROWS[[50, 51, 6]], 1).keys[:, 0].tolist() == ["new", "one", keys[6]]
+
+
+def test_a_condition_that_is_remembered(index: DurableIndex, kind: str) -> None:
+    keys = named(kind, range(200))
+    index.add(keys[:150], ROWS[:150], [{"n": n} for n in range(150)])
+    index.build()
+    index.add(keys[150:], ROWS[150:200], [{"n": n} for n in range(150, 200)])
+    few = col("n") >= 145
+
+    def found() -> set[Any]:
+        for _ in range(2):
+            nearest = set(index.search(ROWS[0], 200, where=few).keys.tolist()) - {-1, None}
+            assert nearest == set(index.range_search(ROWS[0], 1e6, where=few).keys.tolist())
+        return nearest
+
+    segments = [weakref.ref(part.segment) for part in index._engine._state.parts()]
+    assert found() == set(keys[145:])
+    index.remove(keys[145:147])
+    assert found() == set(keys[147:])
+    index.upsert(keys[145:146], ROWS[:1], [{"n": 150}])
+    assert found() == {keys[145], *keys[147:]}
+    index.build()
+    assert found() == {keys[145], *keys[147:]}
+    gc.collect()
+    assert [segment() for segment in segments] == [None, None]  # what is remembered does not hold them
 
 
 def test_where(index: DurableIndex, kind: str) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mmfast.search.arrays import check_keys
 from mmfast.search.conditions import Condition, columns_of
 from mmfast.search.database import Database, damaged
+from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
 from mmfast.search.verify import problems
 
@@ -41,6 +42,7 @@ class Reading:
         self.identity: str = about["identity"]  # tells a snapshot of this index from one of another
         self._database = database
         self._codec = codec
+        self._recent = RecentFilters()
         self._key = "key" if self._codec.strings else "id"
         self._record = f"id, {self._key}, checksum, vector"
 
@@ -82,24 +84,35 @@ class Reading:
 
     def where(self, condition: Condition) -> npt.NDArray[np.int64]:
         """Return the ids, ascending, of the rows whose metadata fulfils ``condition``."""
+        ids = self.filter(condition).keys
+        assert ids is not None
+        return ids
+
+    def filter(self, condition: Condition) -> Filter:
+        """Return what lets these ids pass, remembered for when the same is asked again before anything has changed."""
         if not isinstance(condition, Condition):
             raise TypeError(f'condition must be built with mmfast.col, as col("year") > 2019, got {condition!r}')
         with self._database.read() as connection:
             expressions = dict(connection.execute("SELECT path, expression FROM indexed"))
+            version, count, _, _ = self._state(connection)
             try:
                 text, parameters = condition.sql(expressions)
+                known = self._recent.get(repr((text, parameters)), version)
+                if known is not None:
+                    return known
                 # Also rows without metadata fulfil what holds for the absence of all columns.
                 (absent,) = connection.execute(f"SELECT {text} FROM (SELECT NULL AS metadata)", parameters).fetchone()
                 query = f"SELECT id FROM documents WHERE {text}"
                 if absent:
                     query += " UNION ALL SELECT id FROM items WHERE id NOT IN (SELECT id FROM documents)"
-                found = np.fromiter((number for (number,) in connection.execute(query, parameters)), np.int64)
+                ids = np.fromiter((number for (number,) in connection.execute(query, parameters)), np.int64)
             except (sqlite3.OperationalError, RecursionError) as error:
                 if not any(sign in str(error) for sign in ("too many", "too large", "overflow", "recursion")):
                     raise
                 raise ValueError(f"condition is too large for SQLite ({error}); use is_in for many values") from error
-        found.sort()
-        return found
+        ids.sort()
+        ids.flags.writeable = False
+        return self._recent.put(repr((text, parameters)), version, ids, count)
 
     def unknown(self, condition: Condition) -> str | None:
         """Say which columns of ``condition`` no row has, and which there are; None where all are known."""
