@@ -187,3 +187,25 @@ def test_a_handler_may_use_the_index_that_it_interrupts(tmp_path: Path, alarm: C
         if sizes:
             break
     assert sizes[0] in (start, start + 100)
+
+
+def test_a_handler_may_build_while_it_interrupts_a_build(alarm: Callable[[float], None]) -> None:
+    rows = gaussian(20_000, 16)
+    index = Index(16, "l2sq", "f32")
+    index.add(range(15_000), rows[:15_000])
+    index._folder.stop()
+    graphs = []
+
+    def add_and_build(*_: object) -> None:
+        index.add(range(15_000, 20_000), rows[15_000:])
+        index.build()
+        graphs.append(index.stats()["graph"])
+
+    signal.signal(signal.SIGALRM, add_and_build)
+    alarm(0.05)
+    index.build()
+    while not graphs:
+        time.sleep(0.001)
+    assert graphs == [20_000]
+    assert len(index) == 20_000
+    assert index.search(rows[::1000], 1).keys[:, 0].tolist() == list(range(0, 20_000, 1000))

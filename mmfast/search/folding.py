@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -89,7 +90,8 @@ def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
 def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[np.int64] | None, threads: int) -> None:
     """Put the segment in place of what it was made of; the caller holds the index's lock."""
     now = index._state
-    if now.main is not None and now.main.segment is not taken.main:  # a durable index took over another snapshot
+    # A durable index took over another snapshot, or a signal handler built during a build.
+    if now.main is not None and now.main.segment is not taken.main:
         return
     same_tail = index._tail is taken.tail
     alive = np.concatenate(
@@ -124,19 +126,19 @@ class Folder:
     """Folds one index, one time after the other."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # a signal handler may build while what it interrupts does
         self._starting = threading.Lock()
         self._running = threading.Lock()  # held while a thread is at it, or about to be
         self._stopped = threading.Event()
         _folders.add(self)
 
-    def turn(self) -> threading.Lock:
+    def turn(self) -> AbstractContextManager[bool]:
         """Return what must be held while folding."""
         return self._turn
 
     def reset(self) -> None:
         """Forget the threads of a parent process."""
-        self._turn, self._starting, self._running = threading.Lock(), threading.Lock(), threading.Lock()
+        self._turn, self._starting, self._running = threading.RLock(), threading.Lock(), threading.Lock()
 
     def start(self, index: Index, threads: int) -> None:
         """Fold in the background, unless that is under way."""
