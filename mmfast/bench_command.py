@@ -291,7 +291,7 @@ def _name_lines(axes: Axes) -> None:
 
 
 def spread(heights: Sequence[float]) -> list[float]:
-    """Move ascending heights apart to LABEL_GAP, each as little as a pass up and a pass down allow."""
+    """Move ascending heights apart to LABEL_GAP, each a little and none below 0."""
     moved = list(heights)
     for _ in range(100):
         for low in range(len(moved) - 1):
@@ -299,6 +299,7 @@ def spread(heights: Sequence[float]) -> list[float]:
             if overlap > 0:
                 moved[low] -= overlap / 2
                 moved[low + 1] += overlap / 2
+        moved = [max(0.0, height) for height in moved]
     return moved
 
 
