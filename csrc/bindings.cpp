@@ -77,7 +77,7 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
   problem.ignore_index = ignore_index;
   problem.reduction = parse_reduction(reduction);
   problem.threads = mmfast::allowed_threads(threads);
-  py::gil_scoped_release released;
+  const mmfast::WithoutGil released;
   return double(T(mmfast::pair_hinge(problem)));  // rounded as the caller will; what overflows becomes infinite
 }
 

@@ -13,6 +13,7 @@
 #include "bindings.h"
 #include "exact_search.h"
 #include "graph_search.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -114,6 +115,7 @@ class VectorSet {
   }
   template <class T, class Convert>
   static Array<T> fill(Array<int64_t>& keys, const std::vector<std::vector<Neighbour>>& found, Convert&& convert) {
+    const DefaultArithmetic arithmetic;
     const int64_t k = keys.shape(1);
     Array<T> values({int64_t(found.size()), k});
     int64_t* key = keys.mutable_data();
@@ -146,6 +148,7 @@ class VectorSet {
   }
   template <class T, class Convert>
   static Array<T> flat(int64_t total, const std::vector<std::vector<Neighbour>>& found, Convert&& convert) {
+    const DefaultArithmetic arithmetic;
     Array<T> values(total);
     T* value = values.mutable_data();
     for (const auto& row : found)
@@ -171,7 +174,7 @@ class VectorSet {
                                 k,
                                 radius,
                                 allowed_threads(threads)};
-    py::gil_scoped_release released;
+    const WithoutGil released;
     return engine(search);
   }
 

@@ -33,8 +33,9 @@ class Reader {
       out[n] = int32_t(link);
     }
   }
+  size_t left() const { return size_ - at_; }
   const uint8_t* skip(size_t count) {
-    if (count > size_ - at_) throw std::invalid_argument("the graph is truncated");
+    if (count > left()) throw std::invalid_argument("the graph is truncated");
     at_ += count;
     return bytes_ + (at_ - count);
   }
@@ -63,6 +64,8 @@ UsearchGraph read_usearch_graph(const uint8_t* bytes, size_t size) {
   if (nodes != rows || nodes > uint64_t(std::numeric_limits<int32_t>::max()) || connectivity > 4096 || slots > 8192 ||
       slots < 1)
     throw std::invalid_argument("the graph's head is damaged");
+  const uint64_t node_bytes = 2 * sizeof(int16_t) + sizeof(uint64_t) + (1 + slots) * sizeof(uint32_t);
+  if (nodes * node_bytes > reader.left()) throw std::invalid_argument("the graph is truncated");
 
   UsearchGraph graph;
   graph.nodes = int64_t(nodes);

@@ -50,7 +50,7 @@ void encode_rows(const py::array& vectors, const std::string& dtype, const std::
                         t + 4 * stride};
   const float* const c = centre.data();
   threads = allowed_threads(threads);
-  py::gil_scoped_release released;
+  const WithoutGil released;
   encode(rows, parsed, c, unit, out, threads);
 }
 
@@ -65,7 +65,7 @@ std::optional<py::tuple> unfit_rows(const py::array& vectors, const std::string&
   const int used = rows.rows * int64_t(rows.features) < kSerialChecks ? 1 : allowed_threads(threads);
   bool all_fit = true;
   {
-    py::gil_scoped_release released;
+    const WithoutGil released;
     const DefaultArithmetic arithmetic;
     const Tier& tier = current_tier();
     std::vector<float> scratch(size_t(used) * rows.features);
@@ -99,7 +99,7 @@ Array<uint64_t> hash_rows(const py::array& rows) {
   Array<uint64_t> hashes(count);
   uint64_t* const out = hashes.mutable_data();
   const char* const bytes = static_cast<const char*>(rows.data());
-  py::gil_scoped_release released;
+  const WithoutGil released;
   for (int64_t i = 0; i < count; ++i) out[i] = std::hash<std::string_view>()({bytes + i * size, size});
   return hashes;
 }
@@ -111,7 +111,7 @@ py::tuple usearch_graph(const Array<uint8_t>& content) {
   {
     const uint8_t* const data = content.data();
     const size_t size = size_t(content.size());
-    py::gil_scoped_release released;
+    const WithoutGil released;
     graph = read_usearch_graph(data, size);
   }
   Array<int32_t> neighbours({py::ssize_t(graph.nodes), py::ssize_t(graph.slots)});

@@ -138,7 +138,7 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   if (int(zeros.size()) < features) zeros.resize(features);
   const float* const centre = framed ? codes.centre : zeros.data();
   const double size = std::sqrt(tier.f32.squared_distance(query, centre, features));
-  const double unit = size > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(size), -120, 80)) : 1.0;
+  const double unit = size > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(size), -120, 126)) : 1.0;  // is a float
   const QuantisedRow q = tier.f32.quantise(query, centre, features, float(unit), qmax, digits);
   const int width = codes.digits.width, part = query_part(width), upper = std::max(features - width, 0);
   std::memmove(digits + part, digits + width, upper);
@@ -151,6 +151,10 @@ Query encode_query(const Tier& tier, const Codes& codes, Metric metric, const fl
   // Squares of D differences and their sum are off by D + 8 units of |q - z|^2 <= 2 |q|^2 + 2 |z|^2, of which a bound's
   // share of |z|^2 / 2 covers the latter; a score is half of a distance.
   if (framed) out.rounding = (features + 8) * 0x1p-52 * out.norm * out.norm;
+  // Of q . x with x = c + z / unit a bound's share of |z| covers the latter part; under cos the residual covers both.
+  if (metric == Metric::kIp)
+    out.rounding =
+        (features + 8) * 0x1p-52 * codes.unit * std::sqrt(tier.f32.dot(codes.centre, codes.centre, features));
   out.decided = out.norm < kFarthestQuery && out.residual < kFarthestQuery && out.scale > 1e-30;
   if (!out.decided) out = {1, 1, std::numeric_limits<double>::infinity(), 0, q.sum, length, false};
   return out;

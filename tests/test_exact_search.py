@@ -226,6 +226,17 @@ def test_queries_far_beyond_the_rows_order_ties_by_key() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("offset", [1e10, 1e14, 1e18])
+def test_products_with_an_offset_that_rounds_away_the_rest_tie_by_key(offset: float) -> None:
+    rows = normal(0, 900, 16)
+    rows[:, 0] = offset
+    queries = np.abs(normal(1, 60, 16))
+    everything = mmfast.exact_search(queries, rows, 900, metric="ip")
+    for count in (1, 60):
+        found = mmfast.exact_search(queries[:count], rows, 7, metric="ip")
+        np.testing.assert_array_equal(found.keys, everything.keys[:count, :7])
+
+
 def test_threads_and_tiers_do_not_matter() -> None:
     rows, queries = normal(10, 5000, 96), normal(11, 300, 96)
     before = torch.get_num_threads()
@@ -308,6 +319,9 @@ def test_layouts() -> None:
         ({"vectors": np.full((1, 4), 1e19), "metric": "ip"}, ValueError, "vectors must be smaller: rows 0"),
         ({"mask": [True] * 5}, TypeError, "mask must be .* of bool, got list"),
         ({"mask": np.ones(5)}, TypeError, "mask must be .* of bool, got float64"),
+        ({"mask": np.ma.ones(5, dtype=bool)}, TypeError, "mask must be .* of bool, got MaskedArray"),
+        ({"mask": torch.ones(5, dtype=torch.bool, device="meta")}, TypeError, "mask must be a dense .* got a meta one"),
+        ({"mask": torch.ones(5, dtype=torch.bool).to_sparse()}, TypeError, "mask must be a dense .* got a sparse one"),
         ({"mask": np.ones(4, dtype=bool)}, ValueError, r"mask must have shape \(5,\).* got \(4,\)"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from mmfast import Index
 from mmfast.search.graph import EXACT_ROWS, distinct
+from mmfast.search.tuning import Point
 from tests.test_index import gaussian
 
 
@@ -76,3 +77,29 @@ def test_equal_hashes_do_not_make_copies(monkeypatch: pytest.MonkeyPatch) -> Non
     heads, copied = distinct(rows)
     assert heads.tolist() == list(range(40))
     assert (copied.rows.tolist(), copied.heads.tolist()) == ([40, 41, 42], [7, 7, 3])
+
+
+def test_a_graph_of_rows_that_all_have_copies_is_measured() -> None:
+    index = Index(16, "l2sq", "f32")
+    rows = gaussian(6000, 16)
+    index.add(range(12_000), np.concatenate([rows, rows]))
+    index.build()
+    measured = index.recall_curve()[10]
+    assert measured[-1].recall > 0.9
+    queries = gaussian(300, 16, seed=1)
+    found, exact = index.search(queries, 10, ef=measured[-1].ef).keys, index.search(queries, 10, exact=True).keys
+    assert abs((found[:, :, None] == exact[:, None, :]).any(2).mean() - measured[-1].recall) < 0.05
+
+
+def test_recall_of_one_is_exact() -> None:
+    # The walk found all neighbours of the rows that it was measured by, and misses some of those of other queries.
+    index = Index(2, "l2sq", "f32")
+    index.add(range(20_000), gaussian(20_000, 2))
+    index.build()
+    queries = 2 * gaussian(5000, 2, seed=1)
+    assert (index.search(queries, 10, ef=10).keys != index.search(queries, 10, exact=True).keys).any()
+    main = index._state.main
+    assert main is not None
+    assert main.segment.curve is not None
+    main.segment.curve.points[10][:] = [Point(10, 1.0, 0.0, 0.0)]
+    np.testing.assert_array_equal(index.search(queries, 10, recall=1).keys, index.search(queries, 10, exact=True).keys)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,14 +321,20 @@ def test_an_index_that_is_dropped_stops_building(monkeypatch: pytest.MonkeyPatch
     assert counts == [0]
 
 
-@pytest.mark.parametrize("moment", ["while it builds", "in a child"])
+@pytest.mark.parametrize("moment", ["while it builds", "while it searches", "in a child"])
 def test_the_interpreter_ends_cleanly(moment: str) -> None:
     program = """
-import os, sys, numpy as np, mmfast
+import os, sys, threading, time, numpy as np, mmfast
 from mmfast.search import folding
 folding.LEAST_ROWS = 1000
 index = mmfast.Index(32)
 index.add(range(12_000), np.random.default_rng(0).standard_normal((12_000, 32)))
+if sys.argv[1] == "while it searches":
+    def search():
+        while True:
+            index.search(np.ones((300, 32), np.float32), 10, exact=True)
+    threading.Thread(target=search, daemon=True).start()
+    time.sleep(0.2)
 if sys.argv[1] == "in a child":
     child = os.fork()
     if not child:
@@ -579,3 +587,55 @@ def test_listed_keys_near_and_far() -> None:
     for where in ([1, 2], [2, 10**12], {2**63 - 2, 1}, [7, 2], [10**12 + 1, 0]):
         found = index.search(np.ones(3), 5, where=where).keys
         assert set(found[found >= 0].tolist()) == set(where) & {0, 1, 2, 10**12, 2**63 - 2}
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-37, 1e-30, 1e18])
+def test_the_length_of_a_query_does_not_matter_to_a_cosine(scale: float) -> None:
+    index = Index(16, "cos", "f32")
+    index.add(range(8000), gaussian(8000, 16))
+    index.build()
+    queries = gaussian(200, 16, seed=1)
+    expected = index.search(queries, 10, exact=True).keys
+    found = index.search((queries * scale).astype(np.float32), 10, ef=100).keys
+    assert (found[:, :, None] == expected[:, None, :]).any(axis=2).mean() > 0.9
+
+
+def test_what_numpy_is_told_to_raise_does_not_matter() -> None:
+    index = Index(2, "l2sq", "f32")
+    index.add(range(6000), gaussian(6000, 2))
+    index.build()
+    index.add(6000, np.zeros(2))
+    with np.errstate(all="raise"):
+        found = index.search(np.full(2, 1e-21), 1)
+    assert (found.keys.tolist(), found.distances.tolist()) == ([6000], [np.float32(2e-42)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # whose second one a child does not have
+    rows = gaussian(2000, 256)
+    index, ended = Index(256), threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            index.upsert(range(2000), rows)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(5):
+            time.sleep(0.02)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                with suppress(BaseException):
+                    index.add(range(5000, 7000), rows)
+                    index.build()
+                    os._exit(len(index) != 4000)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        ended.set()
+        thread.join()
+        torch.set_num_threads(threads)

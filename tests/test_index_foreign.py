@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,20 @@ def test_what_is_none_is_refused(tmp_path: Path) -> None:
     NativeIndex(ndim=8, metric="pearson").save(str(tmp_path / "odd"))
     with pytest.raises(ValueError, match="odd is not an index of USearch that mmfast can read"):
         Index.from_usearch(tmp_path / "odd")
+
+
+def test_a_head_that_promises_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
+    saved(tmp_path / "bare")
+    content = bytearray((tmp_path / "bare").read_bytes())
+    at = content.index(b"usearch") + 64 + 16  # slots
+    assert int.from_bytes(content[at : at + 8], "little") == 18
+    content[at : at + 8] = (8192).to_bytes(8, "little")
+    (tmp_path / "bare").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="the graph is truncated"):
+        Index.from_usearch(tmp_path / "bare")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_flipped_bytes_never_crash(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from mmfast import Index
+from mmfast.search.database import _Held
 from mmfast.search.interrupts import uninterrupted
 from tests.test_index import gaussian
 
@@ -170,6 +172,38 @@ def test_no_thread_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     index.add(1, np.ones(3))
 
 
+def test_work_is_done_while_the_interpreter_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    index = Index(3)
+    index.add(1, np.ones(3))
+    assert len(index) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), ImportError("no usearch")])
+def test_a_change_is_made_whether_or_not_a_graph_can_be_built(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, folder: Path
+) -> None:
+    rows = gaussian(20_000, 4)
+    with Index.open(folder, 4) as durable:
+        for index in (Index(4), durable):
+            with monkeypatch.context() as patch:
+                if isinstance(error, ImportError):
+                    patch.setitem(sys.modules, "usearch.index", None)
+                else:
+                    patch.setattr("threading.Thread.start", lambda _: (_ for _ in ()).throw(error))
+                index.add(range(20_000), rows)
+            assert len(index) == 20_000
+            assert "failed to start" in caplog.text
+            caplog.clear()
+            assert index.stats()["graph"] == 0
+            index.upsert(0, rows[0])  # tries again
+            while not index.stats()["graph"]:
+                time.sleep(0.01)
+
+
 def test_a_handler_may_use_the_index_that_it_interrupts(tmp_path: Path, alarm: Callable[[float], None]) -> None:
     # As one that saves before the process ends: it waits its turn.
     index = Index(64, "cos", "f32")
@@ -209,3 +243,49 @@ def test_a_handler_may_build_while_it_interrupts_a_build(alarm: Callable[[float]
     assert graphs == [20_000]
     assert len(index) == 20_000
     assert index.search(rows[::1000], 1).keys[:, 0].tolist() == list(range(0, 20_000, 1000))
+
+
+def test_a_handler_may_close_an_index_that_closes(
+    folder: Path, alarm: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index.open(folder, 4)
+    index.add(range(100), gaussian(100, 4))
+    closed: list[bool] = []
+    real = _Held.close
+
+    def slow(held: _Held) -> None:
+        monkeypatch.setattr(_Held, "close", real)
+        alarm(0.01)
+        time.sleep(0.1)
+        real(held)
+
+    def close(*_: object) -> None:
+        index.close()
+        closed.append(True)
+
+    signal.signal(signal.SIGALRM, close)
+    monkeypatch.setattr(_Held, "close", slow)
+    index.close()
+    assert closed
+    with Index.open(folder) as again:
+        assert len(again) == 100
+
+
+def test_a_handler_may_close_an_index_that_builds(folder: Path, alarm: Callable[[float], None]) -> None:
+    index = Index.open(folder, 16, progress=False)
+    start, index._engine._folder.start = index._engine._folder.start, lambda *_: None  # type: ignore[method-assign]
+    index.add(range(30_000), gaussian(30_000, 16))
+    closed: list[bool] = []
+
+    def close(*_: object) -> None:
+        start(index._engine, 1)  # waits for the turn that the build has
+        index.close()
+        closed.append(True)
+
+    signal.signal(signal.SIGALRM, close)
+    alarm(0.1)
+    with pytest.raises(InterruptedError, match="closed while its graph was built"):
+        index.build()
+    assert closed
+    with Index.open(folder, read_only=True) as again:
+        assert len(again) == 30_000

@@ -66,9 +66,16 @@ def test_upsert_adds_and_replaces(truth: Truth, kind: str) -> None:
     np.testing.assert_array_equal(truth.ids(keys_of(kind, range(1000))), ids)
     assert truth.metadata(keys_of(kind, [700, 1700])) == [{"n": 700}, None]  # not given, so it stays
     truth.upsert(keys_of(kind, [700, 1700, 5000]), rows(3), [None, {"m": 1}, {"m": 2}])
-    assert truth.metadata(keys_of(kind, [700, 1700, 5000])) == [None, {"m": 1}, {"m": 2}]
+    assert truth.metadata(keys_of(kind, [700, 1700, 5000])) == [{"n": 700}, {"m": 1}, {"m": 2}]
     assert len(truth) == 2001
     assert truth.verify() == []
+
+
+def test_an_array_of_one_string_is_one_key(folder: Path) -> None:
+    with Truth.open(folder, SETTINGS, key_kind="str") as truth:
+        truth.add(np.array("abc"), rows(1))
+        assert list(truth) == ["abc"]
+        assert truth.held(np.array(["abc", "a"])).tolist() == [True, False]
 
 
 def test_remove_takes_rows_and_metadata(truth: Truth, kind: str) -> None:

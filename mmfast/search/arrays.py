@@ -11,6 +11,9 @@ of 512 features times 127 would peak near 18, using some 32 of the 255 steps.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -33,6 +36,7 @@ _NAMES = {dtype: name for name, dtype in _STORED.items()}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 _FLOAT32 = np.dtype(np.float32)
+_forked = False
 _KEY_KINDS = "an int, or a sequence, NumPy array or dense torch tensor of integers"
 
 
@@ -55,9 +59,16 @@ def check_matrix(name: str, rows: object) -> npt.NDArray[Any] | Tensor:
 
 def check_mask(name: str, mask: object, rows: int) -> npt.NDArray[np.bool_]:
     """Return ``mask`` as a boolean vector (rows,)."""
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) and mask.dtype == torch.bool else mask
-    if not isinstance(array, np.ndarray) or array.dtype != np.bool_:
-        got = getattr(mask, "dtype", type(mask).__name__)
+    array = mask
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        if mask.is_nested or mask.layout != torch.strided or mask.is_meta:
+            kind = "nested" if mask.is_nested else "meta" if mask.is_meta else "sparse"
+            raise TypeError(f"{name} must be a dense tensor that holds data, got a {kind} one")
+        array = mask.detach().cpu().numpy()
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray) or array.dtype != np.bool_:
+        got = (
+            type(mask).__name__ if isinstance(mask, np.ma.MaskedArray) else getattr(mask, "dtype", type(mask).__name__)
+        )
         raise TypeError(f"{name} must be a NumPy array or a torch tensor of bool, got {got}")
     if array.shape != (rows,):
         raise ValueError(f"{name} must have shape ({rows},), one for each row, got {array.shape}")
@@ -180,6 +191,29 @@ def as_queries(rows: npt.NDArray[Any] | Tensor, metric: str, threads: int) -> np
     return array if dtype == "f32" else widen(array, dtype)
 
 
+@contextmanager
+def alone_after_fork() -> Iterator[None]:
+    """In the child of a fork, have PyTorch compute by one thread: it would wait for ever for those of its parent."""
+    threads = torch.get_num_threads()
+    if _forked:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if _forked:
+            torch.set_num_threads(threads)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+@alone_after_fork()
 def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str, threads: int) -> npt.NDArray[Any]:
     """Return a copy of the matrix ``rows`` as the storage dtype holds it, refusing rows that it cannot hold."""
     stored = torch.empty(tuple(rows.shape), dtype=_STORED[dtype], device="cpu")  # whatever PyTorch's default is
@@ -206,6 +240,7 @@ def widen(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+@alone_after_fork()
 def _narrow(name: str, rows: Tensor, metric: str) -> Tensor:
     """Return float64 rows in float32, under "cos" scaled by their largest magnitude."""
     peaks = rows.abs().amax(dim=1, keepdim=True)

@@ -165,8 +165,7 @@ class Database:
     def close(self) -> None:
         """Close what is open; readers at work close when they are done."""
         if os.getpid() == self._held.process:  # in a fork the lock may be held by a thread that is not there
-            with self._writing:
-                self._held.close()
+            uninterrupted(self._writing, self._held.close)
 
     def check_usable(self) -> None:
         """Raise where it is closed, or another process's."""

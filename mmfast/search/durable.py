@@ -114,7 +114,7 @@ class DurableIndex(Following):
         self._put(keys, vectors, metadata, replace=False)
 
     def upsert(self, keys: object, vectors: object, metadata: object = None) -> None:
-        """Add rows, or replace those whose keys are held; where no metadata is given, theirs stays."""
+        """Add rows, or replace those whose keys are held; theirs stays where no metadata is given, or None."""
         self._put(keys, vectors, metadata, replace=True)
 
     def _put(self, keys: object, vectors: object, metadata: object, *, replace: bool) -> None:

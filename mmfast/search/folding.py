@@ -13,7 +13,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,22 +75,32 @@ def _take(index: Index) -> _Taken:
 
 def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
     """Build a graph of all rows, while the caller waits, unless there is one of exactly these."""
-    state = index._state
-    if state.tail is None and (state.main is None or state.main.alive is None):
-        return
-    taken = _take(index)
-    if len(taken.keys):
-        built = abandonable(
-            lambda reach: Segment.build(index._settings, taken.keys, taken.stored, threads, reach), progress
-        )
-        uninterrupted(index._lock, lambda: _install(index, taken, *built, threads))
+    stopped = index._folder.is_stopped()
+
+    # All by the thread that works: one that waits may be in a signal handler that waits for this.
+    def work(reach: Callable[[int], None]) -> None:
+        with index._folder.turn():
+            state = index._state
+            if state.tail is None and (state.main is None or state.main.alive is None):
+                return
+            taken = _take(index)
+            if len(taken.keys):
+                built = Segment.build(index._settings, taken.keys, taken.stored, threads, reach)
+                with index._lock:
+                    _install(index, taken, *built, threads)
+
+    def reach(count: int) -> None:
+        if index._folder.is_stopped() and not stopped:
+            raise InterruptedError("the index was closed while its graph was built")
+        progress(count)
+
+    abandonable(work, reach)
 
 
 def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[np.int64] | None, threads: int) -> None:
     """Put the segment in place of what it was made of; the caller holds the index's lock."""
     now = index._state
-    # A durable index took over another snapshot, or a signal handler built during a build.
-    if now.main is not None and now.main.segment is not taken.main:
+    if now.main is not None and now.main.segment is not taken.main:  # a durable index took over another snapshot
         return
     same_tail = index._tail is taken.tail
     alive = np.concatenate(
@@ -126,30 +135,33 @@ class Folder:
     """Folds one index, one time after the other."""
 
     def __init__(self) -> None:
-        self._turn = threading.RLock()  # a signal handler may build while what it interrupts does
+        self._turn = threading.Lock()
         self._starting = threading.Lock()
         self._running = threading.Lock()  # held while a thread is at it, or about to be
         self._stopped = threading.Event()
         _folders.add(self)
 
-    def turn(self) -> AbstractContextManager[bool]:
+    def turn(self) -> threading.Lock:
         """Return what must be held while folding."""
         return self._turn
 
     def reset(self) -> None:
         """Forget the threads of a parent process."""
-        self._turn, self._starting, self._running = threading.RLock(), threading.Lock(), threading.Lock()
+        self._turn, self._starting, self._running = threading.Lock(), threading.Lock(), threading.Lock()
 
     def start(self, index: Index, threads: int) -> None:
-        """Fold in the background, unless that is under way."""
+        """Fold in the background, unless that is under way; where it cannot be, the next change tries again."""
         if not self.is_stopped() and not self._running.locked():
-            uninterrupted(self._starting, lambda: self._start(index, threads))
+            try:
+                uninterrupted(self._starting, lambda: self._start(index, threads))
+            except Exception:  # the change that brought us here is made
+                _log.exception("building the graph in the background failed to start")
 
     def _start(self, index: Index, threads: int) -> None:
-        if self.is_stopped() or not self._running.acquire(blocking=False):
-            return
         import usearch.index  # noqa: F401  # here, or a fork while the thread imports it would get half a module
 
+        if self.is_stopped() or not self._running.acquire(blocking=False):
+            return
         thread = threading.Thread(
             target=self._run, args=(weakref.ref(index), threads), name="mmfast-build", daemon=True
         )
@@ -157,6 +169,7 @@ class Folder:
             _threads.add(thread)
             thread.start()
         except BaseException:
+            _threads.discard(thread)
             self._running.release()
             raise
 
@@ -194,8 +207,7 @@ class Folder:
     def stop(self) -> None:
         """Wait until nothing is built in the background, now or later."""
         self._stopped.set()
-        with self._running:
-            pass
+        uninterrupted(self._running, lambda: None)
 
 
 _folders: weakref.WeakSet[Folder] = weakref.WeakSet()

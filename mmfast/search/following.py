@@ -265,7 +265,7 @@ class Following(Made):
         return keys
 
     def _fold(self) -> None:
-        with Bar("building the graph", len(self._engine), self._progress) as bar, self._engine._folder.turn():
+        with Bar("building the graph", len(self._engine), self._progress) as bar:
             folding.fold(self._engine, torch.get_num_threads(), bar.reach)
 
 

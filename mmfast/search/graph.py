@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast import _C
-from mmfast.search.arrays import widen
+from mmfast.search.arrays import alone_after_fork, widen
 from mmfast.search.image import aligned, encode
 from mmfast.search.settings import Settings
 
@@ -50,6 +50,14 @@ class Links(NamedTuple):
     copies: Rows  # (rows,): the next row with the same vector, or -1
     entries: int  # the first rows, where walks begin
 
+    def with_copies(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return rows of the graph and all copies of them."""
+        found = [rows]
+        while len(found[-1]):
+            following = self.copies[found[-1]]
+            found.append(following[following >= 0].astype(np.int64))
+        return np.concatenate(found)
+
 
 class Plan(NamedTuple):
     """In which order the rows of a segment lie, and their links before and after the held-back rows were added."""
@@ -66,7 +74,7 @@ def plan_graph(stored: npt.NDArray[Any], settings: Settings, threads: int, progr
     if len(heads) <= EXACT_ROWS:
         return None
     builder = Builder(stored, settings, threads, progress, as_bytes(stored, heads, settings, threads, progress))
-    held = sample(len(heads), np.isin(heads, copied.heads, invert=True))
+    held = sample(len(heads))
     builder.add(heads[~held])
     graph = builder.graph()
     nodes = graph.rows[_layout(graph.levels, graph.neighbours)]
@@ -81,15 +89,14 @@ def plan_graph(stored: npt.NDArray[Any], settings: Settings, threads: int, progr
     return Plan(order, links, first, range(len(nodes), len(heads)))
 
 
-def sample(count: int, suitable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Mark some of the suitable ones, spread evenly."""
-    positions = np.flatnonzero(suitable)
+def sample(count: int) -> npt.NDArray[np.bool_]:
+    """Mark some, spread evenly."""
     marked = np.zeros(count, dtype=np.bool_)
-    if len(positions):
-        marked[positions[np.linspace(0, len(positions) - 1, min(HELD_BACK, count // 16)).astype(np.int64)]] = True
+    marked[np.linspace(0, count - 1, min(HELD_BACK, count // 16)).astype(np.int64)] = True
     return marked
 
 
+@alone_after_fork()
 def as_bytes(
     stored: npt.NDArray[Any], heads: npt.NDArray[np.int64], settings: Settings, threads: int, progress: Progress
 ) -> npt.NDArray[np.int8] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,7 @@ class Index(Searchable):
         self._state = State()
         self._tail = Tail(self._settings)
         self._folder = folding.Folder()
+        _indexes.add(self)
 
     def add(self, keys: object, vectors: object) -> None:
         """Add a copy of each vector under its key: all of them, or after an error none.
@@ -236,9 +238,7 @@ class Index(Searchable):
         >>> index.stats()["graph"], index.stats()["tail"]
         (3000, 0)
         """
-        threads = torch.get_num_threads()
-        with self._folder.turn():
-            folding.fold(self, threads, lambda _: None)
+        folding.fold(self, torch.get_num_threads(), lambda _: None)
 
     def _fold_in_background(self, threads: int) -> None:
         if folding.is_due(self._state):
@@ -421,3 +421,27 @@ class Index(Searchable):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise storage.unreadable(source, error) from error
         return index
+
+
+_indexes: weakref.WeakSet[Index] = weakref.WeakSet()
+_forking: list[threading.Lock] = []
+_one_fork = threading.Lock()
+
+
+def _before_fork() -> None:
+    """Wait until no thread is making a state: the child would have half of it, and a lock that nobody releases."""
+    _one_fork.acquire()
+    _forking.append(_one_fork)
+    for index in list(_indexes):
+        lock = index._lock
+        lock.acquire()
+        _forking.append(lock)
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

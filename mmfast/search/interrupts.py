@@ -67,6 +67,8 @@ def _apart(work: Callable[[], T], interrupts: list[BaseException]) -> T:
         _thread.start_new_thread(run, ())  # some 50 us less a call than threading.Thread
     except BaseException as error:  # an interrupt, or there is no thread to be had
         if claim.acquire(blocking=False):  # the work has not begun, and now never will
+            if "shutdown" in str(error):  # Python 3.12 starts no thread once the interpreter is about to end
+                return work()
             raise
         interrupts.append(error)
     while not (results or failures):

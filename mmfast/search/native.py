@@ -69,7 +69,7 @@ def begin_native(
     if len(heads) <= EXACT_ROWS:
         return None
     _log.warning("%s: USearch searches by itself, which is slower; mmfast was tested with usearch 2", why)
-    held = sample(len(heads), np.isin(heads, copied.heads, invert=True))
+    held = sample(len(heads))
     builder = Builder(stored, settings, threads, progress)
     builder.add(heads[~held])
     return Begun(Native(builder.native, copied.by_head()), builder, heads[held])

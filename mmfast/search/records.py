@@ -177,7 +177,7 @@ def _check_str_keys(keys: object, distinct: bool) -> list[str]:
     if isinstance(keys, str):
         keys = [keys]
     if isinstance(keys, np.ndarray):
-        keys = keys.tolist()
+        keys = keys.reshape(1).tolist() if keys.ndim == 0 else keys.tolist()
     if not isinstance(keys, Sequence) or isinstance(keys, (bytes, bytearray)):
         raise TypeError(f"keys must be a string or a sequence of strings, got {type(keys).__name__}")
     for position, key in enumerate(keys):

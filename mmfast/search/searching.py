@@ -16,8 +16,6 @@ Keys = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float32]
 Queries = npt.NDArray[np.float32]
 
-_CANDIDATES = 8  # kept for each neighbour wanted, where the graph was never measured
-
 
 class Options(NamedTuple):
     """How to search."""
@@ -46,10 +44,11 @@ def nearest(
 
 def _distances(ranks: npt.NDArray[np.float64], metric: str) -> Distances:
     """Return the distances that belong to ranks (csrc/vectors.h)."""
-    distances = ranks if metric == "l2sq" else 1 + ranks
-    if metric == "cos":
-        np.clip(distances, 0, 2, out=distances, where=np.isfinite(distances))
-    return distances.astype(np.float32)
+    with np.errstate(all="ignore"):  # what is too small for a float32 is zero, whatever the caller set for such
+        distances = ranks if metric == "l2sq" else 1 + ranks
+        if metric == "cos":
+            np.clip(distances, 0, 2, out=distances, where=np.isfinite(distances))
+        return distances.astype(np.float32)
 
 
 def _nearest_of(
@@ -84,9 +83,9 @@ def _expansion(segment: Segment, queries: int, k: int, options: Options, rows: A
     if options.expansion is not None:
         return options.expansion
     share = rows.share if rows else 1
-    if k >= share * len(segment):
+    if segment.curve is None or options.recall >= 1 or k >= share * len(segment):
         return None
-    return segment.curve.choose(queries, k, options.recall, share) if segment.curve else int(_CANDIDATES * k / share)
+    return segment.curve.choose(queries, k, options.recall, share)
 
 
 def within(state: State, queries: Queries, radius: float, allowed: Filter | None, threads: int) -> RangeResult:

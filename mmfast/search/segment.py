@@ -59,7 +59,8 @@ class Segment:
             begun = begin_native(stored, settings, threads, progress, why)
             segment = cls(settings, keys, stored, image, native=begun.native if begun else None)
             if begun:
-                segment._measure_by(begun.held, threads)
+                copies = begun.native.copied.of(begun.held)
+                segment._measure_by(begun.held, np.concatenate([begun.held, copies]), threads)
                 begun.builder.add(begun.held)
             return segment, None
         plan = plan_graph(stored, settings, threads, progress)
@@ -68,15 +69,16 @@ class Segment:
         keys = keys[plan.order]
         stored = np.take(stored, plan.order, axis=0, out=aligned(stored.shape, stored.dtype), mode="clip")
         segment = cls(settings, keys, stored, encode(stored, settings.dtype, settings.metric, threads), plan.first)
-        segment._measure_by(np.arange(plan.held.start, plan.held.stop), threads)
+        held = np.arange(plan.held.start, plan.held.stop)
+        segment._measure_by(held, plan.links.with_copies(held), threads)
         segment.links = plan.links
         segment.rows.set_links(*plan.links)
         return segment, plan.order
 
-    def _measure_by(self, held: npt.NDArray[np.int64], threads: int) -> None:
-        """Measure the graph by rows that are not in it yet."""
+    def _measure_by(self, held: npt.NDArray[np.int64], missing: npt.NDArray[np.int64], threads: int) -> None:
+        """Measure the graph by rows that are not in it yet, with ``missing``, which are these and their copies."""
         allowed = np.ones(len(self), dtype=np.bool_)
-        allowed[held] = False
+        allowed[missing] = False
         self.curve = measure(self.walker, arrays.widen(self.stored[held], self.settings.dtype), allowed, None, threads)
         self.built = time.time()
 

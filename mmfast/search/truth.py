@@ -87,7 +87,7 @@ class Truth(Reading):
         return self._put(keys, stored, metadata, replace=False)
 
     def upsert(self, keys: object, stored: npt.NDArray[Any], metadata: object = None) -> int:
-        """Add rows, or replace those whose keys are held; where ``metadata`` is not given, theirs stays."""
+        """Add rows, or replace those whose keys are held; theirs stays where ``metadata`` is not given, or None."""
         return self._put(keys, stored, metadata, replace=True)
 
     def _put(self, keys: object, stored: npt.NDArray[Any], metadata: object, *, replace: bool) -> int:
@@ -114,7 +114,8 @@ class Truth(Reading):
                     f"keys must be new, but the index already holds {some(list(there))}; remove them first, or upsert"
                 ) from None
             if documents is not None:
-                _write_documents(connection, zip(ids, documents, strict=True))
+                given = zip(ids, documents, strict=True)
+                _write_documents(connection, (each for each in given if each[1] is not None))
             added = len(wanted) - len(held)
             return _finish(connection, version, count + added, next_id + added)
 
