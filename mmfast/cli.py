@@ -39,11 +39,13 @@ class UserError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="mmfast", description=mmfast.__doc__.partition("\n")[0])
+    # Abbreviations are refused: what one means would change with the next option that begins alike.
+    summary = mmfast.__doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="mmfast", description=summary, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mmfast {mmfast.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        subparser = commands.add_parser(name, help=command.summary, description=command.summary)
+        subparser = commands.add_parser(name, help=command.summary, description=command.summary, allow_abbrev=False)
         if name in words[:1]:
             try:
                 module = importlib.import_module(command.module)

@@ -8,41 +8,50 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfast.cli import UserError
 from mmfast.index_files import Keys, Vectors, check_rows, open_vectors
 from mmfast.index_folder import told
+from mmfast.index_output import columns_of
 from mmfast.search.arrays import examples
 from mmfast.search.database import DATABASE
+from mmfast.search.durable import DurableIndex
 from mmfast.search.index import Index
 from mmfast.search.progress import Bar
 from mmfast.search.settings import Settings
+from mmfast.search.truth import Truth
 
-if TYPE_CHECKING:
-    from mmfast.search.durable import DurableIndex
+
+class _Unbuilt(DurableIndex):
+    """An index opened without a graph of what is there: one of all rows is built in the end."""
+
+    def _load(self) -> bool:
+        super()._load()
+        return True  # as if no graph were to be built
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the file, add its rows, build the graph and write the snapshot."""
     folder: Path = args.folder
-    metadata, indexed = _names(args.metadata), _names(args.index)
-    vectors = open_vectors(args.vectors, args.keys, args.column_vector, metadata)
+    vectors = open_vectors(args.vectors, args.keys, args.column_vector, args.metadata)
     exists = (folder / DATABASE).exists()
     if not exists:
         _check_new(folder, vectors, args)
     keys = _keys(vectors, args)
+    _check_indexed(folder if exists else None, vectors, args.index)
     print(f"{vectors.path}: {vectors.rows:,} rows of {vectors.ndim} features, {vectors.dtype}", flush=True)
-    index = _open(folder, args, keys, indexed, None) if exists else None
+    if vectors.left_out:
+        print(f"--metadata '*' leaves out {vectors.left_out}", flush=True)
+    index = _open(folder, args, keys, None) if exists else None
     try:
         if index is not None:
             _check_fits(index, vectors, keys, args)
         metric, dtype = (args.metric or "cos", args.dtype or "bf16") if index is None else (index.metric, index.dtype)
         check_rows(vectors, metric, dtype, args.batch)
         if index is None:
-            index = _open(folder, args, keys, indexed, vectors.ndim)
+            index = _open(folder, args, keys, vectors.ndim)
         before = len(index)
         _add(index, vectors, keys, args)
         new, replaced = len(index) - before, vectors.rows - (len(index) - before)
@@ -55,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
+def names(text: str) -> list[str]:
+    """Read names of columns with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _check_new(folder: Path, vectors: Vectors, args: argparse.Namespace) -> None:
@@ -82,10 +92,25 @@ def _keys(vectors: Vectors, args: argparse.Namespace) -> Keys:
     return list(map(str, keys.tolist())) if args.key_kind == "str" and not isinstance(keys, list) else keys
 
 
-def _open(folder: Path, args: argparse.Namespace, keys: Keys, indexed: list[str], ndim: int | None) -> DurableIndex:
+def _check_indexed(folder: Path | None, vectors: Vectors, indexed: list[str]) -> None:
+    """Refuse to index columns that neither the file brings nor the index in ``folder`` has."""
+    unknown = [name for name in indexed if name.partition(".")[0] not in vectors.metadata]
+    there = list(vectors.metadata)
+    if unknown and folder is not None:
+        with told(), Truth.open(folder, read_only=True) as truth:
+            there = list(dict.fromkeys([*there, *columns_of(truth)]))
+        unknown = [name for name in unknown if name.partition(".")[0] not in there]
+    if unknown:
+        has = f"which are {', '.join(there)}" if there else "of which there are none"
+        raise UserError(f"--index: {unknown[0]!r} is not among the columns of the metadata, {has}; see --metadata")
+
+
+def _open(folder: Path, args: argparse.Namespace, keys: Keys, ndim: int | None) -> DurableIndex:
+    """Open the index, made first where ``ndim`` is given."""
     kind = args.key_kind or (None if ndim is None else "str" if isinstance(keys, list) else "int")
+    given = {"ndim": ndim, "metric": args.metric, "dtype": args.dtype}
     with told():
-        return Index.open(folder, ndim, args.metric, args.dtype, key_kind=kind, indexed_columns=indexed)
+        return _Unbuilt.open(folder, given, key_kind=kind, read_only=False, indexed_columns=args.index, progress=True)
 
 
 def _check_fits(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("verify", "read everything and list what is wrong (exit status 1)", None, _verify),
         ("compact", "build the graph anew and give the space of removed rows back", None, _compact),
     ):
-        command = commands.add_parser(name, help=summary, description=summary)
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         command.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the index")
         if declare is not None:
             declare(command)
@@ -84,11 +84,13 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
         "--column-vector", metavar="NAME", help="column of vectors (default: the one of lists of floats)"
     )
     parser.add_argument(
-        "--metadata", metavar="COLUMNS", help="columns to keep with each row, with commas between them; '*' for all"
-    )
+        "--metadata", type=index_build.names, action="extend", metavar="COLUMNS", default=[],
+        help="columns to keep with each row, with commas between them or given again; '*' for all",
+    )  # fmt: skip
     parser.add_argument(
-        "--index", metavar="COLUMNS", help="columns of the metadata that SQLite indexes, for --where that selects few"
-    )
+        "--index", type=index_build.names, action="extend", metavar="COLUMNS", default=[],
+        help="columns of the metadata that SQLite indexes, for --where that selects few",
+    )  # fmt: skip
     parser.add_argument("--upsert", action="store_true", help="replace rows whose keys are held already")
     parser.add_argument(
         "--batch", type=positive_integer, default=BATCH, metavar="N", help=f"rows added at a time (default: {BATCH:,})"
@@ -128,17 +130,18 @@ def _search(args: argparse.Namespace) -> int:
     queries = _read_queries(args.queries)
     with open_existing(args.folder, read_only=True) as index:
         _check_queries(args.queries, queries, index)
+        k = min(args.k, max(len(index), 1))  # room is made for k rows of each query
         with warnings.catch_warnings():
             warnings.simplefilter("error", EmptyFilterWarning)  # of a column that no row has
             try:
-                found = _find(index, queries, args, where)
+                found = _find(index, queries, k, args, where)
             except EmptyFilterWarning as warning:
                 raise UserError(f"--{warning}") from warning
         why = "no row fulfils --where" if where is not None and len(index) else "there are no rows or no queries"
         nothing = not np.isfinite(found.distances).any()
         if args.out is not None:
             index_output.write_results(args.out, found)
-            print(f"{args.out}: {len(queries):,} queries, up to {args.k:,} rows each{f'; {why}' if nothing else ''}")
+            print(f"{args.out}: {len(queries):,} queries, up to {k:,} rows each{f'; {why}' if nothing else ''}")
         elif nothing:
             print(f"nothing found: {why}")
         else:
@@ -162,21 +165,21 @@ def _check_queries(path: Path, queries: Any, index: DurableIndex) -> None:
             raise UserError(f"{path}: {what} in {rows_named(at + start)}")
 
 
-def _find(index: DurableIndex, queries: Any, args: argparse.Namespace, where: Condition | None) -> SearchResult:
+def _find(index: DurableIndex, queries: Any, k: int, args: argparse.Namespace, where: Condition | None) -> SearchResult:
     """Search for all queries, some at a time."""
     parts = []
     with told(), Bar("searching", len(queries), wanted=len(queries) > _QUERIES) as bar:
         for start in range(0, max(len(queries), 1), _QUERIES):
             some = np.asarray(queries[start : start + _QUERIES])
             options = {"recall": args.recall, "exact": args.exact, "ef": args.ef, "where": where}
-            parts.append(index.search(some, args.k, **options))
+            parts.append(index.search(some, k, **options))
             bar.advance(len(some))
     return SearchResult(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _show(index: DurableIndex, found: SearchResult) -> None:
     """Print the nearest rows of the first queries."""
-    queries, k = found.keys.shape
+    queries, most = len(found.keys), int(np.isfinite(found.distances).sum(axis=1).max())
     headers = [Header("query"), Header("rank"), Header("distance"), Header("key", index.key_kind == "int")]
     rows: list[list[str]] = []
     documents: list[dict[str, Any] | None] = []
@@ -197,8 +200,8 @@ def _show(index: DurableIndex, found: SearchResult) -> None:
     cut = []
     if queries > _SHOWN:
         cut.append(f"the first {_SHOWN} of {queries:,} queries")
-    if np.isfinite(found.distances).sum(axis=1).max() > _SHOWN:
-        cut.append(f"the nearest {_SHOWN} of {k:,} rows")
+    if most > _SHOWN:
+        cut.append(f"the nearest {_SHOWN} of {most:,} rows")
     if cut:
         print(f"({' and '.join(cut)}; --out FILE writes all)")
 

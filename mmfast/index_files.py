@@ -35,6 +35,8 @@ class Vectors(Protocol):
     rows: int
     ndim: int
     dtype: str
+    metadata: list[str]  # the columns that become metadata
+    left_out: str  # what '*' means not, and why; in words
 
     def keys(self) -> Keys | None:
         """Return the key of each row, None where the file has none."""
@@ -48,6 +50,8 @@ class Npy:
 
     def __init__(self, path: Path, keys: Path | None = None) -> None:
         self.path, self._keys = path, keys
+        self.metadata: list[str] = []
+        self.left_out = ""
         self._array = load(path)
         if self._array.ndim != 2 or not 1 <= self._array.shape[1] <= FEATURE_LIMIT:
             raise UserError(f"{path} must hold an array of shape (N, D), one vector a row, got {self._array.shape}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,16 @@ class Parquet:
         self._keys = keys
         if keys is not None and not self._keys_apart():
             self._check_names("--keys", [keys])
-        self._metadata = self._find_metadata() if list(metadata) == [ALL] else list(metadata)
-        self._check_names("--metadata", self._metadata)
-        for name in self._metadata:
+        named = [name for name in metadata if name != ALL]
+        self._check_names("--metadata", named)
+        self.metadata = list(dict.fromkeys([*(self._find_metadata() if ALL in metadata else []), *named]))
+        self.left_out = self._find_left_out() if ALL in metadata else ""
+        for name in named:
             if not _is_json(self._schema.field(name).type):
                 raise UserError(
                     f"column {name!r} of {path} cannot be metadata, which holds what JSON holds, got "
                     f"{self._schema.field(name).type}"
                 )
-
-    @property
-    def metadata(self) -> list[str]:
-        """Return the columns that become metadata."""
-        return self._metadata
 
     def keys(self) -> Keys | None:
         """Return the keys, from a column or from a .npy file."""
@@ -86,11 +83,11 @@ class Parquet:
     def batches(self, rows: int) -> Iterator[Batch]:
         """Read the file in batches of so many rows."""
         start = 0
-        for batch in self._read(rows, [self._vector, *self._metadata]):
+        for batch in self._read(rows, [self._vector, *self.metadata]):
             vectors = self._matrix(start, batch.column(self._vector))
             documents = None
-            if self._metadata:
-                documents = [_document(row) for row in batch.select(self._metadata).to_pylist()]
+            if self.metadata:
+                documents = [_document(row) for row in batch.select(self.metadata).to_pylist()]
             yield Batch(start, vectors, documents)
             start += batch.num_rows
 
@@ -103,9 +100,7 @@ class Parquet:
         return self._keys is not None and self._keys.endswith(".npy") and self._keys not in self._schema.names
 
     def _find_vector(self) -> str:
-        lists = [
-            field.name for field in self._schema if str(_value_type(field.type)) in ("halffloat", "float", "double")
-        ]
+        lists = [field.name for field in self._schema if _is_vectors(field.type)]
         if len(lists) != 1:
             what = f"has several: {', '.join(lists)}" if lists else f"has {_columns(self._schema)}"
             raise UserError(f"name the column of lists of floats with --column-vector; {self.path} {what}")
@@ -113,8 +108,21 @@ class Parquet:
 
     def _find_metadata(self) -> list[str]:
         """Return all columns that can be metadata, but those of vectors and keys."""
-        fields = [field for field in self._schema if field.name not in (self._vector, self._keys)]
-        return [field.name for field in fields if _is_json(field.type) and str(_value_type(field.type)) not in _FLOATS]
+        return [field.name for field in self._others() if _is_json(field.type) and not _is_vectors(field.type)]
+
+    def _find_left_out(self) -> str:
+        """Say which columns are neither metadata nor vectors nor keys, and why."""
+        left = [field for field in self._others() if field.name not in self.metadata]
+        vectors = [field for field in left if _is_json(field.type)]
+        reasons = (
+            ([field for field in left if field not in vectors], "JSON does not hold"),
+            (vectors, "may be vectors; name them to keep them"),
+        )
+        return "; ".join(f"{_columns(fields)}, which {why}" for fields, why in reasons if fields)
+
+    def _others(self) -> list[Any]:
+        """Return the columns but those of vectors and keys."""
+        return [field for field in self._schema if field.name not in (self._vector, self._keys)]
 
     def _find_ndim(self) -> int:
         kind = _storage(self._schema.field(self._vector).type)
@@ -160,7 +168,7 @@ class Parquet:
                 raise UserError(f"{option}: {self.path} has no column {name!r}; it has {_columns(self._schema)}")
 
 
-def _columns(schema: Any) -> str:
+def _columns(schema: Iterable[Any]) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema) or "no columns"
 
 
@@ -174,6 +182,10 @@ def _value_type(kind: Any) -> Any:
     kind = _storage(kind)
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return kind.value_type if is_list else None
+
+
+def _is_vectors(kind: Any) -> bool:
+    return str(_value_type(kind)) in _FLOATS
 
 
 def _is_json(kind: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 import warnings
 from collections.abc import Callable
 from functools import reduce
@@ -26,9 +27,14 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[Callable[..., Any], Callable[..., Any]
     ast.Gt: (operator.gt, operator.lt),
     ast.GtE: (operator.ge, operator.le),
 }
+_IN_LOWER_CASE = ("and", "or", "not", "in", "is")
+_LIKE = "write 'noir' in title for text that contains it, or title.startswith('A') for how it begins"
+_BETWEEN = "write 1990 <= year <= 1999"
+_OF_SQL = {"like": _LIKE, "ilike": _LIKE, "between": _BETWEEN}
 _CONSTANTS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 _WORDS = "write and, or, not in place of & | ~"
 _SHOWN = 40  # characters of the text that an error repeats
+_TOKENS = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[\w.]+")  # texts, and words with their dots
 
 
 def parse(text: str) -> Condition:
@@ -53,10 +59,30 @@ def parse(text: str) -> Condition:
 def _syntax(line: str, begin: int, error: SyntaxError) -> str:
     """Say where a text is no expression at all, and why if it is a common slip."""
     at = begin + error.offset - 1 if error.offset else len(line)
-    hints = {"=": "write == to compare", "&": "write and", "|": "write or", "!": "write not, or != to compare"}
-    wrong = line[at : at + 1]
+    hints = {
+        "=": "write == to compare", "&": "write and", "|": "write or", "!": "write not, or != to compare",
+        "<>": "write != to compare",
+    }  # fmt: skip
+    wrong = line[at : at + 2] if line[at : at + 2] in hints else line[at : at + 1]
+    if wrong not in hints and "unterminated" not in error.msg and (slip := _slip_of(line)) is not None:
+        at, word, hint = slip
+        return f"--where, character {at + 1} ({word}): {hint}"
     what = error.msg.partition(" (detected")[0] if wrong else "the text ends too early"
     return f"--where, character {at + 1}: {what}; {hints.get(wrong, f'write it as in {EXAMPLE}')}"
+
+
+def _slip_of(line: str) -> tuple[int, str, str] | None:
+    """Return the first word outside of quotation marks that is SQL's, where it is, and what to write."""
+    for found in _TOKENS.finditer(line):
+        if (hint := _hint(found[0])) is not None:
+            return found.start(), found[0], hint
+    return None
+
+
+def _hint(word: str) -> str | None:
+    """Say what to write in place of a word of SQL."""
+    lower = word.lower()
+    return f"write {lower}, in lower case" if word != lower and lower in _IN_LOWER_CASE else _OF_SQL.get(lower)
 
 
 class _Reader:
@@ -81,6 +107,12 @@ class _Reader:
                 return self._made(begin, lambda: self._column(value).startswith(self._value(begin)))
             case ast.BinOp(op=ast.BitAnd() | ast.BitOr()) | ast.UnaryOp(op=ast.Invert()):
                 raise self._error(node, _WORDS)
+            case ast.Call(func=ast.Name(id=name)) if (hint := _hint(name)) is not None:  # NOT (year > 2019)
+                raise self._error(node, hint)
+            case ast.Call(func=ast.Attribute(attr="contains" | "is_in")):
+                raise self._error(
+                    node, "write 'noir' in title for text that contains it, year in [2019, 2020] for values"
+                )
         if self._is_column(node):
             raise self._error(node, "a column is no condition by itself: compare it, as in year > 2019 or seen == True")
         raise self._error(node, f"expected a comparison such as {EXAMPLE}")

@@ -56,12 +56,29 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: mmfast")
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["info", "--no-such-option"]])
+@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["info", "--no-such-option"], ["--vers"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
     assert "usage: mmfast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--epoch", "1"],
+        ["train", "m.csv", "--ou", "x"],
+        ["search", "x", "y", "--dra", "z.png"],
+        ["bench", "x.json", "--ou", "y"],
+        ["index", "build", "x", "v.npy", "--batc", "3"],
+    ],
+)
+def test_abbreviations_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert re.search(r"unrecognized arguments: --|the following arguments are required: --out", capsys.readouterr().err)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

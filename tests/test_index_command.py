@@ -19,6 +19,8 @@ import pytest
 
 from mmfast import Index, cli, col, index_build, index_files, index_where
 from mmfast.search import arrays
+from mmfast.search.durable import DurableIndex
+from mmfast.search.folding import LEAST_ROWS
 from tests.test_index import gaussian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,6 +133,18 @@ def test_the_table_shows_what_was_found(films: Path, capsys: pytest.CaptureFixtu
     assert "(the first 10 of 30 queries and the nearest 10 of 25 rows; --out FILE writes all)" in out
 
 
+def test_no_room_is_made_for_more_rows_than_there_are(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "search", "films", "q.npy", "-k", "1000000", "--out", "r.npz")
+    assert (status, out) == (0, f"r.npz: 3 queries, up to {ROWS} rows each\n")
+    with np.load("r.npz") as found:
+        assert found["keys"].shape == found["distances"].shape == (3, ROWS)
+        assert {len(set(row)) for row in found["keys"].tolist()} == {ROWS}
+    _, out, _ = run(capsys, "search", "films", "one.npy", "-k", "100000")
+    assert f"(the nearest 10 of {ROWS} rows; --out FILE writes all)" in out
+    _, out, _ = run(capsys, "search", "films", "one.npy", "-k", "100000", "--where", "year < 1975")
+    assert "(the nearest 10 of 25 rows; --out FILE writes all)" in out
+
+
 def test_nothing_found_is_said(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "search", "films", "q.npy", "--where", "year > '3'")[:2] == (
         0,
@@ -190,6 +204,32 @@ def test_what_was_cut_short_is_completed(
     assert "the index holds 100 rows, and running this again with --upsert adds the others" in err
     assert run(capsys, "build", "my", "v.npy", "--upsert")[0] == 0
     assert run(capsys, "verify", "my")[:2] == (0, f"my: {ROWS} rows, nothing wrong\n")
+
+
+def test_no_graph_is_built_of_what_was_cut_short(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = LEAST_ROWS + 500
+    vectors = gaussian(rows, NDIM)
+    np.save("v.npy", vectors)
+    with Index.open("my", NDIM) as index:
+        index._engine._folder.stop()
+        index.add(range(rows - 200), vectors[: rows - 200])
+    folded, fold = [], DurableIndex._fold
+
+    def counted(index: DurableIndex) -> None:
+        folded.append(len(index))
+        fold(index)
+
+    monkeypatch.setattr(DurableIndex, "_fold", counted)
+    assert "already holds 10,300 of the keys" in refused(capsys, "build", "my", "v.npy")
+    assert folded == []
+    status, _, err = run(capsys, "build", "my", "v.npy", "--upsert")
+    assert (status, err) == (0, "")
+    assert folded == [rows]
+    with Index.open("my", read_only=True) as index:
+        assert (index.stats()["graph"], index.stats()["tail"]) == (rows, 0)
+    assert run(capsys, "verify", "my")[0] == 0
 
 
 def test_ctrl_c_while_the_graph_is_built_is_no_error(files: Path) -> None:
@@ -294,6 +334,11 @@ def is_refused(rows: npt.NDArray[Any], metric: str, dtype: str) -> bool:
         (["build", "my", "v.npy", "--keys", "keys.npy", "--key-kind", "int"], "keys that are integers"),
         (["build", "my", "v.npy", "--key-kind", "str"], "--key-kind str needs --keys"),
         (["build", "my", "v.npy", "--metadata", "year"], "--metadata names columns of a .parquet file"),
+        (["build", "my", "v.npy", "--index", "year"], "--index: 'year' is not among the columns of the metadata"),
+        (
+            ["build", "films", "v.npy", "--keys", "keys.npy", "--index", "by.name,yeer"],
+            "--index: 'yeer' is not among the columns of the metadata, which are year, title, by",
+        ),
         (["build", "no/my", "v.npy"], "there is no folder"),
         (["build", ".", "v.npy"], "is no mmfast index: it has no truth.sqlite, but"),
         (["build", "my", "v.npy", "--metric", "ip", "--dtype", "i8"], 'dtype "i8" keeps only the direction'),
@@ -326,13 +371,21 @@ def test_results_are_overwritten_only_by_force(films: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "arguments", [["build", "my"], ["search", "a", "b", "-k", "0"], ["search", "a", "b", "--recall", "2"], []]
+    "arguments",
+    [
+        ["build", "my"],
+        ["search", "a", "b", "-k", "0"],
+        ["search", "a", "b", "--recall", "2"],
+        ["search", "a", "b", "--exac"],
+        ["build", "a", "b", "--meta", "c"],
+        [],
+    ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["index", *arguments])
     assert stopped.value.code == 2
-    assert "usage: mmfast index" in capsys.readouterr().err
+    assert "usage: mmfast" in capsys.readouterr().err
 
 
 def test_info(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -452,6 +505,19 @@ def test_where_becomes_a_condition(text: str, expected: Any) -> None:
         ("year >", 7, "ends too early"),
         ("year = 3", 6, "write == to compare"),
         ("a == 1 && b == 2", 9, "write and"),
+        ("year >= 1950 OR year < 3", 14, "write or, in lower case"),
+        ("(year >= 1950 OR year < 3)", 15, "write or, in lower case"),
+        ("title == 'this OR that' AND year > 3", 25, "write and, in lower case"),
+        ("NOT year > 3", 1, "write not, in lower case"),
+        ("NOT (year > 3)", 1, "write not, in lower case"),
+        ("year IN [3, 4]", 6, "write in, in lower case"),
+        ("year IS NULL", 6, "write is, in lower case"),
+        ("title like 'A%'", 7, "write 'noir' in title for text that contains it, or title.startswith('A')"),
+        ("title LIKE 'A%'", 7, "title.startswith('A')"),
+        ("year BETWEEN 1990 AND 1999", 6, "write 1990 <= year <= 1999"),
+        ("year <> 3", 6, "write != to compare"),
+        ("title.contains('noir')", 1, "write 'noir' in title"),
+        ("title == 'this OR that", 10, "unterminated"),
         ("(a == 1", 1, "never closed"),
         ("  a > b", 7, "text goes in quotation marks"),
         ("ä == 1 and b > c", 16, "text goes in quotation marks"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,55 @@ def test_columns_become_metadata(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_star_means_all_that_can_be_metadata(capsys: pytest.CaptureFixture[str]) -> None:
     write(year=list(range(ROWS)), cover=[b"\0"] * ROWS, title=["x"] * ROWS)
-    assert run(capsys, "build", "my", "films.parquet", "--keys", "key", "--metadata", "*")[0] == 0
+    status, out, _ = run(capsys, "build", "my", "films.parquet", "--keys", "key", "--metadata", "*")
+    assert status == 0
+    assert "\n--metadata '*' leaves out cover (binary), which JSON does not hold\n" in out
     with Index.open("my", read_only=True) as index:
         assert index.metadata("film 3") == [{"year": 3, "title": "x"}]
+
+
+def test_what_else_a_star_leaves_out_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write(year=list(range(ROWS)), cover=[b"\0"] * ROWS, place=[[0.5, 1.5]] * ROWS)
+    options = ["--keys", "key", "--column-vector", "vector", "--metadata", "*"]
+    status, out, _ = run(capsys, "build", "my", "films.parquet", *options)
+    assert status == 0
+    assert "leaves out cover (binary), which JSON does not hold; place (list<" in out
+    assert "which may be vectors; name them to keep them\n" in out
+    status, out, _ = run(capsys, "build", "my", "films.parquet", *options, "--metadata", "place,year", "--upsert")
+    assert status == 0
+    assert "place (" not in out
+    with Index.open("my", read_only=True) as index:
+        assert index.metadata("film 3") == [{"year": 3, "place": [0.5, 1.5]}]
+    write(year=list(range(ROWS)))
+    assert "leaves out" not in run(capsys, "build", "other", "films.parquet", "--metadata", "*")[1]
+
+
+def test_columns_may_be_named_in_several_places(capsys: pytest.CaptureFixture[str]) -> None:
+    write(year=list(range(ROWS)), title=["x"] * ROWS, genre=["noir"] * ROWS)
+    options = [
+        "--keys",
+        "key",
+        "--metadata",
+        "year,title",
+        "--metadata",
+        "genre",
+        "--index",
+        "year",
+        "--index",
+        "genre",
+    ]
+    assert run(capsys, "build", "my", "films.parquet", *options)[0] == 0
+    with Index.open("my", read_only=True) as index:
+        assert index.metadata("film 3") == [{"year": 3, "title": "x", "genre": "noir"}]
+    assert indexed() == {'$."year"', '$."genre"'}
+    # What the index has may be indexed later, also where the file brings none of it.
+    assert run(capsys, "build", "my", "films.parquet", "--keys", "key", "--index", "title", "--upsert")[0] == 0
+    assert indexed() == {'$."year"', '$."genre"', '$."title"'}
+
+
+def indexed() -> set[str]:
+    with sqlite3.connect("my/truth.sqlite") as connection:
+        return {path for (path,) in connection.execute("SELECT path FROM indexed")}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +175,7 @@ def test_a_star_means_all_that_can_be_metadata(capsys: pytest.CaptureFixture[str
     [
         ({}, ["--keys", "id"], "--keys: films.parquet has no column 'id'; it has vector (fixed_size_list"),
         ({}, ["--metadata", "key,year"], "--metadata: films.parquet has no column 'year'"),
+        ({}, ["--metadata", "key", "--index", "key,year"], "--index: 'year' is not among the columns of the metadata"),
         ({}, ["--column-vector", "v"], "--column-vector: films.parquet has no column 'v'"),
         (
             {},

@@ -16,6 +16,8 @@ from mmfast.demo import sheets
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset, Pairs
 from mmfast.demo.run_folder import RunFolder, picture_path
+from mmfast.search.durable import DurableIndex
+from mmfast.search.results import SearchResult
 from tests.solved_run import HISTORY, TIMINGS, Run, patterns, solved_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +52,21 @@ def search(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[
     status = cli.main(["search", *map(str, arguments)])
     printed = capsys.readouterr()
     return status, " ".join(printed.out.split()), printed.err
+
+
+def test_no_room_is_made_for_more_rows_than_there_are(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, search_index = [], DurableIndex.search
+
+    def recorded(index: DurableIndex, queries: object, k: int) -> SearchResult:
+        asked.append((k, len(index)))
+        return search_index(index, queries, k)
+
+    monkeypatch.setattr(DurableIndex, "search", recorded)
+    assert search(capsys, run_folder, "red heart", "-k", "100000", "--draw", tmp_path / "sheet.png")[0] == 0
+    assert asked
+    assert all(k == rows for k, rows in asked)
 
 
 @pytest.mark.parametrize(("words", "row"), [("red heart", 0), ("teal star", 23), ("Black HEART!", 5)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfast import cli
+from mmfast import Index, cli
 from mmfast.cli import UserError
 from mmfast.demo import features
 from mmfast.demo.train_command import split_by_label
@@ -124,6 +124,43 @@ def test_own_pictures_are_trained_on_and_searched(folder: Path, capsys: pytest.C
     assert re.search(r"│ +1 │ +1\.000 │ a tall orange", pictures)
     assert len(re.findall("thing", words)) == 12
     assert (out / "search" / "orange_tall.png").is_file()
+
+
+def test_an_earlier_run_is_overwritten_which_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{colour}_{shape}.png,a {shape} {colour} thing" for colour in COLOURS for shape in ("wide", "tall")]
+    path, out = write(folder / "m.csv", "image,caption", *rows), folder / "out"
+    out.mkdir()
+    (out / ".hidden").touch()
+    words = f"{out} holds an earlier run, which this one overwrites"
+    arguments: list[str | Path] = [path, "--out", out, "--epochs", "1", "--batch-size", "4"]
+    status, printed, _ = train(capsys, *arguments)
+    assert (status, words in printed) == (0, False)
+    for lost in ("report.html", "run.json"):  # as where the run before was cut short
+        (out / lost).unlink()
+        status, printed, _ = train(capsys, *arguments)
+        assert (status, words in printed) == (0, True)
+        assert (out / lost).is_file()
+
+
+@pytest.mark.parametrize("what", ["index", "notes", "pictures", "run.json"])
+def test_a_folder_of_something_else_is_refused_before_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    rows = [f"{colour}_{shape}.png,a {shape} {colour} thing" for colour in COLOURS for shape in ("wide", "tall")]
+    path, out = write(folder / "m.csv", "image,caption", *rows), folder / "out"
+    if what == "index":
+        Index.open(out, 4).close()
+    else:
+        out.mkdir()
+        (out / what).mkdir() if what == "pictures" else write(out / what, '{"format": 2}')
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for command in (["train", str(path)], ["demo", "--data", "digits"]):
+        assert cli.main([*command, "--out", str(out)]) == 2
+        printed = capsys.readouterr()
+        assert "Training" not in printed.out
+        assert f"--out {out} is a folder of something else than an earlier run: it holds" in printed.err
+        assert ("truth.sqlite" if what == "index" else what) in printed.err
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_own_features_are_trained_on_and_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

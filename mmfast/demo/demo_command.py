@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
     # Loads matplotlib and jinja2, which nobody should wait for who only asks for --help.
     from mmfast.demo.run_folder import RunFolder, prepare
 
-    prepare(args.out)
     console = Console()
+    earlier = prepare(args.out)
     dataset = _load(args.data, args.cache, console)
     epochs = args.epochs or DEFAULT_EPOCHS[dataset.name]
+    if earlier:
+        console.print(f"{args.out} holds an earlier run, which this one overwrites", markup=False, soft_wrap=True)
     console.print(f"Training on {len(dataset.train):,} pairs of {dataset.name}, loss: {args.loss}")
     model = JointModel.for_pairs(dataset.train, seed=args.seed)
     history = training.train(

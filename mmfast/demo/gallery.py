@@ -71,5 +71,5 @@ class Gallery:
 
 def nearest(index: AnyIndex, query: Tensor, k: int) -> list[Hit]:
     """Return the at most ``k`` rows nearest to ``query`` (joint,), nearest first."""
-    keys, distances = index.search(query, k)
+    keys, distances = index.search(query, min(k, max(len(index), 1)))  # room is made for k
     return [Hit(int(key), 1 - float(distance)) for key, distance in zip(keys, distances, strict=True) if key >= 0]

@@ -38,6 +38,7 @@ from mmfast.demo.training import Epoch
 FORMAT = 2
 RUN, GALLERY, PICTURES = "run.json", "gallery.json", "pictures"
 CHECKPOINT, IMAGES, TEXTS = "checkpoint.pt", "images", "texts"
+_FACTS = {RUN: {"format", "mmfast", "dataset"}, GALLERY: {"rows", "captions"}}  # what tells these files from others
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,17 @@ class RunFolder:
         ``searchable`` are the pairs that ``mmfast search`` will search, by default the first split, which the report
         shows in any case; ``files`` says where each of their pictures came from, by default the copy in this folder.
         """
-        prepare(root)
+        _make(root)
         (root / RUN).unlink(missing_ok=True)
         scored = Gallery.build(model, next(iter(dataset.splits.values())))
         gallery = scored if searchable is None else Gallery.build(model, searchable)
         pairs = gallery.pairs
         side = pairs.images.shape[-1] if pairs.images.ndim == 4 else None
+        captions = None if isinstance(pairs.texts, Tensor) else pairs.texts
+        # First, so that half a run is known as one.
+        _write_json(root / GALLERY, {"rows": len(pairs), "side": side, "captions": captions, "files": files})
         if side is not None:
             _save_pictures(root / PICTURES, pairs.images, list(gallery.images.copies))
-        captions = None if isinstance(pairs.texts, Tensor) else pairs.texts
-        _write_json(root / GALLERY, {"rows": len(pairs), "side": side, "captions": captions, "files": files})
         _write_index(root / IMAGES, gallery.images.index)
         _write_index(root / TEXTS, gallery.texts.index)
         model.save(root / CHECKPOINT)
@@ -137,8 +139,24 @@ def picture_path(root: Path, row: int) -> Path:
     return root / PICTURES / f"{row:06d}.png"
 
 
-def prepare(root: Path) -> None:
-    """Make the folder, or say why nothing can be written there; call it before a long computation."""
+def prepare(root: Path) -> bool:
+    """Make the folder, or say why nothing can be written there; call it before a long computation.
+
+    True where the folder holds an earlier run, or a part of one, which would be overwritten; anything else is refused.
+    """
+    _make(root)
+    there = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    earlier = any(_is_ours(root / name, facts) for name, facts in _FACTS.items())
+    if there and not earlier:
+        shown = ", ".join(there[:3]) + (f" and {len(there) - 3:,} more" if len(there) > 3 else "")
+        raise UserError(
+            f"--out {root} is a folder of something else than an earlier run: it holds {shown}; name another folder, "
+            "or one that is not there yet"
+        )
+    return earlier
+
+
+def _make(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / ".mmfast-probe"
@@ -146,6 +164,13 @@ def prepare(root: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write into {root}: {error.strerror or error}; choose another --out") from error
+
+
+def _is_ours(path: Path, facts: set[str]) -> bool:
+    try:
+        return path.is_file() and facts <= _read_json(path).keys()
+    except UserError:
+        return False
 
 
 def _save_pictures(folder: Path, pictures: Tensor, rows: list[int]) -> None:

@@ -52,10 +52,12 @@ def run(args: argparse.Namespace) -> int:
     from mmfast.demo.run_folder import RunFolder, prepare
 
     console = Console()
-    prepare(args.out)
+    earlier = prepare(args.out)
     pairs, files = _read(args)
     train_rows, held_out_rows = split_by_label(pairs.labels.tolist(), args.holdout, args.seed)
     dataset = Dataset("own data", _rows(pairs, train_rows), {SPLIT: _rows(pairs, held_out_rows)}, credits="")
+    if earlier:
+        console.print(f"{args.out} holds an earlier run, which this one overwrites", markup=False, soft_wrap=True)
     console.print(f"Training on {len(train_rows):,} pairs, {len(held_out_rows):,} held out, loss: {args.loss}")
     model = JointModel.for_pairs(dataset.train, seed=args.seed)
     history = training.train(
