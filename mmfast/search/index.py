@@ -426,16 +426,20 @@ class Index(Searchable):
 _indexes: weakref.WeakSet[Index] = weakref.WeakSet()
 _forking: list[threading.Lock] = []
 _one_fork = threading.Lock()
+_FORK_WAITS = 1.0  # seconds
 
 
 def _before_fork() -> None:
-    """Wait until no thread is making a state: the child would have half of it, and a lock that nobody releases."""
+    """Wait until no thread is making a state: the child would have half of it, and a lock that nobody releases.
+
+    Not for ever: the one that forks may be what that thread waits for.
+    """
     _one_fork.acquire()
     _forking.append(_one_fork)
     for index in list(_indexes):
         lock = index._lock
-        lock.acquire()
-        _forking.append(lock)
+        if lock.acquire(timeout=_FORK_WAITS):
+            _forking.append(lock)
 
 
 def _after_fork() -> None:
