@@ -265,7 +265,7 @@ def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
         assert keys[1] not in asked()
         index.upsert(keys[:2], ROWS[:2])
         index.upsert(keys[3], ROWS[3], [None])
-        assert reader.metadata(keys[:4]) == [{"a": 1, "b": 2}, {"a": 0}, {"a": {"b": [1, None, "ü"]}}, None]
+        assert reader.metadata(keys[:4]) == [{"a": 1, "b": 2}, {"a": 0}, {"a": {"b": [1, None, "ü"]}}, {"c": 1}]
         index.remove(keys[0])
         assert keys[0] not in asked()
         index.add(keys[0], ROWS[0])
