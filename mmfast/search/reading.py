@@ -97,8 +97,8 @@ class Reading:
             version, count, _, _ = self._state(connection)
             try:
                 text, parameters = condition.sql(expressions)
-                known = self._recent.get(repr((text, parameters)), version)
-                if known is not None:
+                asked = repr((text, parameters))
+                if (known := self._recent.get(asked, version)) is not None:
                     return known
                 # Also rows without metadata fulfil what holds for the absence of all columns.
                 (absent,) = connection.execute(f"SELECT {text} FROM (SELECT NULL AS metadata)", parameters).fetchone()
@@ -112,7 +112,7 @@ class Reading:
                 raise ValueError(f"condition is too large for SQLite ({error}); use is_in for many values") from error
         ids.sort()
         ids.flags.writeable = False
-        return self._recent.put(repr((text, parameters)), version, ids, count)
+        return self._recent.put(asked, version, ids, count)
 
     def unknown(self, condition: Condition) -> str | None:
         """Say which columns of ``condition`` no row has, and which there are; None where all are known."""
