@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 BUILT  := $(VENV)/.built
 
-.PHONY: help demo test test-slow test-native audit lint bench bench-cpu bench-gpu bench-search build clean
+.PHONY: help demo test test-slow test-gpu test-native audit lint bench bench-cpu bench-gpu bench-search build clean
 help:          ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -37,6 +37,9 @@ test: lint     ## lint, types and the unit tests
 
 test-slow: build ## the tests that take longer; MMFAST_STRESS_SECONDS=300 stresses threads for minutes
 	$(BIN)/python -m pytest -m slow -n 2
+
+test-gpu: build ## the kernels compiled and run, on a machine with a GPU
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/test_gpu.py -n 8
 
 test-native:   ## the engine's own tests: with sanitizers, and emulated for 64-bit Arm where that is installed
 	tests/native/run

@@ -107,7 +107,7 @@ def inspect(architecture: str, launch: Launch) -> Finding:
         failures.append("no tensor-core instruction in an inner loop")
     if launch.name in PRODUCTS and products and not loads:
         failures.append("no load was recognised in the loop of products")
-    if launch.name in PRODUCTS and any(size < 4 for size in loads):
+    if launch.name in PRODUCTS and products and any(size < 4 for size in loads):
         failures.append("the loop of products loads single bytes")
     described = ", ".join(f"{count} × {size}" for size, count in sorted(loads.items(), reverse=True))
     return Finding(architecture, launch, registers, spilled, shared, occupancy, products, described, tuple(failures))

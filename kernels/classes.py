@@ -7,36 +7,16 @@ stored and then merged in their order: no atomics, and one result whichever prog
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mmfast.kernels.configs import Config
-from mmfast.kernels.frame import IGNORED
-from mmfast.kernels.rows import widen
+from mmfast.kernels.order import IGNORED, Ordered, widen
 
 PART_ROWS = 512  # some 64 dependent loads for a program, and for 50,000 rows of a class a hundred parts to merge
 
 _IGNORED: tl.constexpr = tl.constexpr(IGNORED)
-
-
-class Ordered(NamedTuple):
-    """Rows of one side in the order of their classes."""
-
-    rows: Tensor  # (N, D)
-    order: Tensor  # (N,) int64, of the input's rows
-    classes: Tensor  # (N,) int32
-    begins: Tensor  # (N,) int64, where the class of a row begins and ends
-    ends: Tensor
-
-
-def class_ranges(classes: Tensor, other_classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the class of each row begins and ends among the others."""
-    begins = torch.searchsorted(other_classes, classes)
-    return begins, torch.searchsorted(other_classes, classes, right=True)
 
 
 @triton.jit
@@ -82,7 +62,7 @@ def squared_deviation(rows, features, start, end, d, origin, mean, BLOCK_R: tl.c
 def sum_parts(
     rows,  # (count, features)
     count,
-    begins,  # (count,) int64, where the class of a row begins and ends
+    begins,  # (count,) int32, where the class of a row begins and ends
     ends,
     features,
     totals,  # (slots, features) float64: sums of the deviations from the first row of the class
@@ -118,11 +98,11 @@ def combine(
     rows,  # (count, features)
     order,
     classes,
-    begins,  # (count,) int64, where the class of a row begins and ends
+    begins,  # (count,) int32, where the class of a row begins and ends
     ends,
     count,
     others,  # rows of the other side, the same rows in the self form
-    other_begins,  # (count,) int64, where the class of a row begins and ends there
+    other_begins,  # (count,) int32, where the class of a row begins and ends there
     other_ends,
     totals,  # of the parts of the other side, as sum_parts stores them
     spreads,
@@ -147,7 +127,7 @@ def combine(
     of a long class on the other side is sum_k (spread_k + n_k |mean_k - mean'|^2) over its parts.
     """
     start = tl.program_id(0)
-    begin = tl.load(begins + start).to(tl.int32)
+    begin = tl.load(begins + start)
     if ((start - begin) % PART != 0) | (tl.load(classes + start) == _IGNORED):
         return
     class_end = tl.load(ends + start).to(tl.int32)
@@ -193,7 +173,7 @@ def combine(
                 at = r.to(tl.int64)[:, None] * depth + d[None, :]
                 value -= negative * tl.load(sums + at, mask=here, other=0)
             target = tl.load(order + r, mask=r < end, other=0)
-            at = gradient + target[:, None] * features + d[None, :]
+            at = gradient + target.to(tl.int64)[:, None] * features + d[None, :]
             tl.store(at, value.to(gradient.dtype.element_ty), mask=here)
     if LOSS:
         size = (class_end - begin).to(tl.float64)
@@ -203,16 +183,9 @@ def combine(
         tl.store(losses + tl.program_id(1).to(tl.int64) * count + start, total_loss)
 
 
-def ordered(rows: Tensor, numbers: Tensor) -> Ordered:
-    """Bring the rows of a side into the order of their classes."""
-    classes, order = numbers.sort(stable=True)
-    return Ordered(rows.index_select(0, order), order, classes, *class_ranges(classes, classes))
-
-
 def positive_sum_and_gradient(
     own: Ordered,
     other: Ordered,
-    ranges: tuple[Tensor, Tensor],  # of the own classes on the other side
     gradient: Tensor | None,
     sums: Tensor | None,
     weights: Tensor,
@@ -249,7 +222,8 @@ def positive_sum_and_gradient(
         own.ends,
         count,
         other.rows,
-        *ranges,
+        own.other_begins,
+        own.other_ends,
         totals,
         spreads,
         features,

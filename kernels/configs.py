@@ -60,15 +60,16 @@ class Products(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    groups: int
-    group_bits: int
+    group: int  # pairs that are looked at together
+    words: int  # of 32 bits, likewise
     block_d: int
     num_warps: int
+    programs: int = 1024
 
     def options(self, features: int) -> dict[str, Any]:
         return {
-            "GROUPS": self.groups,
-            "GROUP_BITS": self.group_bits,
+            "GROUP": self.group,
+            "WORDS": self.words,
             "BLOCK_D": min(self.block_d, triton.next_power_of_2(features)),
             "num_warps": self.num_warps,
             **LAUNCH,
@@ -101,8 +102,7 @@ class Config(NamedTuple):
     other_products: tuple[Products, ...] = ()
 
 
-_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 256, 256, 4), "combine": Combine(8, 128, 4)}
-_FEWER_BITS = {**_COMMON, "pairs": Pairs(8, 128, 256, 4)}  # with 256 these compilers spill
+_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(16, 128, 128, 4), "combine": Combine(8, 128, 4)}
 _SM_80: dict[str, Any] = {
     "screen": Screen(64, 8, 3),  # with 128 features at a time, or 4 warps, it spills
     "products": Products(256, 64, 8, 3),
@@ -118,8 +118,8 @@ _SM_90: dict[str, Any] = {
 CONFIGS: dict[str, Config] = {
     "sm_80": Config(128, 64, **_SM_80, **_COMMON),
     "sm_90": Config(128, 64, **_SM_90, **_COMMON),
-    "sm_100": Config(128, 64, **_SM_90, **_FEWER_BITS),
-    "sm_120": Config(128, 64, **_SM_80, **_FEWER_BITS),
+    "sm_100": Config(128, 64, **_SM_90, **_COMMON),
+    "sm_120": Config(128, 64, **_SM_80, **_COMMON),
     "gfx942": Config(
         128,
         128,
@@ -136,7 +136,7 @@ CONFIGS: dict[str, Config] = {
         rows=Rows(2048, 64, 4),
         screen=Screen(64, 4, 1),
         products=Products(64, 32, 4, 1),
-        pairs=Pairs(32, 4, 64, 4),
+        pairs=Pairs(16, 1, 64, 4, 5),
         combine=Combine(8, 64, 4),
     ),
 }

@@ -8,8 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmfast.kernels.configs import Rows
-from mmfast.kernels.frame import IGNORED
-from mmfast.kernels.rows import widen
+from mmfast.kernels.order import IGNORED, widen
 
 
 @triton.jit

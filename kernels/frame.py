@@ -1,50 +1,119 @@
-"""What both sides are compared in: classes of one numbering, a centre, a unit and a step."""
+"""What both sides are compared in: a centre, a unit and a step. Any is right, one that fits most rows screens best."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-IGNORED = 2**31 - 1  # the class of rows that take no part; it sorts behind all others
-SAMPLE = 128  # rows of a side that the frame is made from
+from mmfast.kernels.order import Ordered, widen
+
+SAMPLE = 128  # rows that the frame is made from, half of them of the other side if there is one
 
 
 class Frame(NamedTuple):
-    """What both sides are measured in; any is right, one that fits most rows screens best."""
-
     centre: Tensor  # (D,) float64, of values that the rows' dtype holds
     constants: Tensor  # (3,) float64: unit, margin and step
 
 
-def number_classes(x_labels: Tensor, y_labels: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Number the labels of both sides alike, from 0 on; in the self form both results are one tensor."""
-    labels = x_labels if y_labels is None else torch.cat([x_labels, y_labels])
-    ordered, order = labels.sort(stable=True)
-    numbers = torch.zeros_like(ordered, dtype=torch.int32)
-    torch.cumsum(ordered[1:] != ordered[:-1], dim=0, dtype=torch.int32, out=numbers[1:])
-    classes = torch.empty_like(numbers).scatter_(0, order, numbers)
-    classes = torch.where(labels == ignore_index, IGNORED, classes)
-    x_classes = classes[: x_labels.shape[0]]
-    return x_classes, x_classes if y_labels is None else classes[x_labels.shape[0] :]
+def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
+    """Take the median of a sample, and the median of its deviations as the unit."""
+    features = x.rows.shape[1]
+    block = min(32, triton.next_power_of_2(features))
+    slices = -(-features // block)
+    centre = x.rows.new_empty(features, dtype=torch.float64)
+    deviations = x.rows.new_empty((slices, SAMPLE), dtype=torch.float64)
+    constants = x.rows.new_full((3,), margin, dtype=torch.float64)
+    sample_centre[(slices,)](
+        x.rows, x.number, y.rows, y.number, features, centre, deviations, SAMPLE=SAMPLE, SELF=x is y, BLOCK_D=block
+    )
+    narrow = x.rows.dtype != torch.float64
+    sample_constants[(1,)](
+        deviations,
+        slices,
+        features,
+        constants,
+        SAMPLE=SAMPLE,
+        LOWEST=-120 if narrow else -900,
+        HIGHEST=80 if narrow else 900,
+    )
+    return Frame(centre, constants)
 
 
-def common_frame(sides: list[tuple[Tensor, Tensor]], margin: float) -> Frame:
-    """Make the frame of the (rows, classes) given: the median of a sample, and its median deviation as the unit."""
-    sample = torch.cat([_sample(rows, classes) for rows, classes in sides]).double()
-    # The lower of two medians is one of the values, so that the rows' dtype holds it.
-    middle = (sample.shape[0] - 1) // 2
-    centre = sample.sort(dim=0).values[middle].nan_to_num()
-    deviation = (sample - centre).abs().amax(dim=1).sort().values[middle]
-    lowest, highest = (-120, 80) if sides[0][0].dtype != torch.float64 else (-900, 900)
-    exponent = -torch.where(deviation > 0, deviation, 1.0).log2().floor()
-    unit = torch.exp2(exponent.nan_to_num(0.0, 0.0, 0.0).clamp(lowest, highest))
-    largest = torch.clamp(256 * (margin / sample.shape[1]) ** 0.5 * unit, max=16.0)
-    return Frame(centre, torch.stack([unit, torch.full_like(unit, margin), largest * 2.0**-30]))
+@triton.jit
+def sampled(x, x_number, y, y_number, features, sample, d, SAMPLE: tl.constexpr, SELF: tl.constexpr):
+    """Rows of the sample, evenly over those that take part; every second one is of the other side."""
+    of_x = tl.load(x_number).to(tl.int64)
+    if SELF:
+        row = sample * of_x // SAMPLE
+        return widen(tl.load(x + row * features + d, mask=d < features, other=0))
+    of_y = tl.load(y_number).to(tl.int64)
+    first = sample % 2 == 0
+    x_row = sample // 2 * of_x // (SAMPLE // 2)
+    y_row = sample // 2 * of_y // (SAMPLE // 2)
+    x_value = tl.load(x + x_row * features + d, mask=(d < features) & first, other=0)
+    y_value = tl.load(y + y_row * features + d, mask=(d < features) & (sample % 2 == 1), other=0)
+    return tl.where(first, widen(x_value), widen(y_value))
 
 
-def _sample(rows: Tensor, classes: Tensor) -> Tensor:
-    taking_part = (classes != IGNORED).sum()
-    index = torch.arange(SAMPLE, device=rows.device) * taking_part // SAMPLE
-    return rows[index.clamp(max=max(rows.shape[0] - 1, 0))]
+@triton.jit
+def sample_centre(
+    x,
+    x_number,  # (1,) int32, of the rows that take part, which come first
+    y,
+    y_number,
+    features,
+    centre,
+    deviations,  # (slices, SAMPLE) float64: of the rows of the sample, the largest of a slice
+    SAMPLE: tl.constexpr,
+    SELF: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program for each slice of features: the lower of two medians, which the rows' dtype holds."""
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    sample = tl.arange(0, SAMPLE)[:, None].to(tl.int64)
+    values = sampled(x, x_number, y, y_number, features, sample, d, SAMPLE, SELF)
+    place = tl.zeros((SAMPLE, BLOCK_D), tl.int32)
+    for i in range(SAMPLE):
+        other = tl.zeros((1, 1), tl.int64) + i
+        value = sampled(x, x_number, y, y_number, features, other, d, SAMPLE, SELF)
+        place += ((value < values) | ((value == values) & (i < sample))).to(tl.int32)
+    median = tl.sum(tl.where(place == (SAMPLE - 1) // 2, values, 0.0), 0)[None, :]
+    median = tl.where(tl.abs(median) < float("inf"), median, 0.0)
+    tl.store(centre + d, median, mask=d < features)
+    deviation = tl.where(d < features, tl.abs(values - median), 0.0)
+    tl.store(deviations + tl.program_id(0) * SAMPLE + tl.arange(0, SAMPLE), tl.max(deviation, 1))
+
+
+@triton.jit
+def sample_constants(
+    deviations,
+    slices,
+    features,
+    constants,  # the margin, three times
+    SAMPLE: tl.constexpr,
+    LOWEST: tl.constexpr,
+    HIGHEST: tl.constexpr,
+):
+    """Make the median deviation, or the largest if that is zero, one to two units."""
+    sample = tl.arange(0, SAMPLE)
+    deviation = tl.zeros((SAMPLE,), tl.float64)
+    for i in range(slices):
+        deviation = tl.maximum(deviation, tl.load(deviations + i * SAMPLE + sample))
+    before = (deviation[None, :] < deviation[:, None]) | (
+        (deviation[None, :] == deviation[:, None]) & (sample[None, :] < sample[:, None])
+    )
+    place = tl.sum(before.to(tl.int32), 1)
+    median = tl.sum(tl.where(place == (SAMPLE - 1) // 2, deviation, 0.0), 0)
+    median = tl.where(median > 0, median, tl.max(deviation, 0))
+    median = tl.where((median > 0) & (median < float("inf")), median, 1.0)
+    exponent = ((median.to(tl.int64, bitcast=True) >> 52) & 2047) - 1023
+    exponent = tl.minimum(tl.maximum(-exponent, LOWEST), HIGHEST)
+    unit = ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+    margin = tl.load(constants + 1)
+    largest = tl.minimum(256 * tl.sqrt(margin / features.to(tl.float64)) * unit, 16.0)
+    tl.store(constants, unit)
+    tl.store(constants + 2, largest * 9.313225746154785e-10)  # 2^-30

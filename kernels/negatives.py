@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from mmfast.kernels.choice import products_given
@@ -13,10 +14,19 @@ from mmfast.kernels.frame import Frame
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import WIDE, Side
 from mmfast.kernels.screen import screen
-from mmfast.kernels.sums import add_digits, add_pairs, add_totals
+from mmfast.kernels.sums import add_digits, add_pairs, add_totals, list_tiles
 
 BLOCK_ROWS = 16384  # on either side of a block of pairs, whose four masks take 128 MB
 CHUNK_ROWS = 2048  # against BLOCK_ROWS where products are given, which take 128 MB
+QUEUE = 4  # times as many places as columns that are looked at together
+
+
+class Sums(NamedTuple):
+    """What is summed over the active pairs of each row of a side."""
+
+    differences: Tensor | None  # (N padded, D padded) float64; None: not wanted
+    losses: Tensor  # (slices, N padded) float64, of which only the total means something
+    actives: Tensor  # (N padded,) int32; of the other side zeros
 
 
 class Negatives(NamedTuple):
@@ -24,49 +34,16 @@ class Negatives(NamedTuple):
 
     loss: Tensor  # () float64
     active: Tensor  # () int64
-    x_sums: Tensor | None  # (N padded, D padded) float64; None: not wanted
+    x_sums: Tensor | None
     y_sums: Tensor | None  # in the self form None, as x_sums holds both
 
 
-def negative_sums(
-    x: Side, y: Side, self_form: bool, frame: Frame, margin: float, x_wanted: bool, y_wanted: bool, config: Config
-) -> Negatives:
-    """Screen block by block of pairs; add what is active to the sums of both sides."""
-    x_sums = _sums(x) if x_wanted else None
-    y_sums = x_sums if self_form else _sums(y) if y_wanted else None
-    loss = x.rows.new_zeros((), dtype=torch.float64)
-    active = x.rows.new_zeros((), dtype=torch.int64)
-    near = near_tiles(x, y, frame, margin, config) if min(x.padded, y.padded) >= LEAST_TILES * config.tile_m else None
-    given = products_given(lambda given: screen_block(x, y, False, 0, 0, None, given, config), x.digits)
-    block_rows = CHUNK_ROWS if given else BLOCK_ROWS
-    for first_row in range(0, x.padded, block_rows):
-        for first_column in range(first_row // BLOCK_ROWS * BLOCK_ROWS if self_form else 0, y.padded, BLOCK_ROWS):
-            masks = screen_block(x, y, self_form, first_row, first_column, near, given, config)
-            own, other = Part(x, first_row, x_sums), Part(y, first_column, y_sums)
-            if x.summed:
-                squares = add_dense(
-                    masks.certain, masks.active, own, other, frame, config.tile_m, config.tile_n, config
-                )
-                squares += add_dense(
-                    masks.certain_turned, masks.active.T, other, own, frame, config.tile_n, config.tile_m, config
-                )
-                certain = masks.active.sum()
-                loss += margin * certain.double() - squares / frame.constants[0].square()
-                active += certain
-            losses, actives = add_sparse(masks.doubtful, own, other, frame, True, config)
-            loss += losses.sum()
-            active += actives.sum()
-            if y_sums is not None:
-                add_sparse(masks.doubtful_turned, other, own, frame, False, config)
-    return Negatives(loss, active, x_sums, None if self_form else y_sums)
-
-
 class Part(NamedTuple):
-    """Rows of a side from ``first`` on, and where their differences are added."""
+    """Rows of a side from ``first`` on, and where their sums are."""
 
     side: Side
     first: int
-    sums: Tensor | None
+    sums: Sums
 
 
 class Masks(NamedTuple):
@@ -79,18 +56,63 @@ class Masks(NamedTuple):
     active: Tensor  # (row tiles, column tiles) int32, of the certain pairs
 
 
-def near_tiles(x: Side, y: Side, frame: Frame, margin: float, config: Config) -> Tensor:
-    """Tell which tiles, of tile_m rows on either side, can hold an active pair: those of which two balls can."""
-    x_balls = make_balls(x, frame, margin, config)
-    y_balls = x_balls if y is x else make_balls(y, frame, margin, config)
-    near = x_balls.crowded[:, None] | y_balls.crowded[None, :]
-    rows, columns = x_balls.side, y_balls.side
+def negative_sums(
+    x: Side,
+    y: Side,
+    spoilt: Tensor,
+    frame: Frame,
+    margin: float,
+    x_wanted: bool,
+    y_wanted: bool,
+    config: Config,
+) -> Negatives:
+    """Screen block by block of pairs; add what is active to the sums of both sides, which in the self form are one."""
+    self_form = y is x
+    x_sums = _sums(x, x_wanted, config)
+    y_sums = x_sums if self_form else _sums(y, y_wanted, config)
+    near = None
+    if min(x.padded, y.padded) >= LEAST_TILES * config.tile_m:
+        near = near_tiles(x, y, spoilt, frame, margin, config)
+    given = products_given(lambda given: screen_block(x, y, False, 0, 0, spoilt, None, given, True, config), x.digits)
+    block_rows = CHUNK_ROWS if given else BLOCK_ROWS
+    for first_row in range(0, x.padded, block_rows):
+        for first_column in range(first_row // BLOCK_ROWS * BLOCK_ROWS if self_form else 0, y.padded, BLOCK_ROWS):
+            masks = screen_block(x, y, self_form, first_row, first_column, spoilt, near, given, True, config)
+            own, other = Part(x, first_row, x_sums), Part(y, first_column, y_sums)
+            if x.summed:
+                add_dense(masks, own, other, frame, config)
+            add_sparse(masks.doubtful, own, other, frame, True, config)
+            if y_sums.differences is not None:
+                add_sparse(masks.doubtful_turned, other, own, frame, False, config)
+    loss = x_sums.losses.sum()
+    if not self_form and x.summed:
+        loss += y_sums.losses.sum()
+    return Negatives(loss, x_sums.actives.sum(), x_sums.differences, None if self_form else y_sums.differences)
+
+
+def _sums(side: Side, wanted: bool, config: Config) -> Sums:
+    slices = -(-side.depth // config.rows.options(side.depth)["BLOCK_D"])
+    return Sums(
+        side.rows.new_zeros((side.padded, side.depth), dtype=torch.float64) if wanted else None,
+        side.rows.new_zeros((slices, side.padded), dtype=torch.float64),
+        side.rows.new_zeros(side.padded, dtype=torch.int32),
+    )
+
+
+def near_tiles(x: Side, y: Side, spoilt: Tensor, frame: Frame, margin: float, config: Config) -> Tensor:
+    """Tell by bytes which tiles, of tile_m rows on either side, can hold an active pair: those of which two balls can.
+
+    A tile is not told to be near itself where it should be; it is always screened.
+    """
+    rows = make_balls(x, False, frame, margin, config)
+    columns = rows if y is x else make_balls(y, True, frame, margin, config)
+    near = rows.digits.new_empty((rows.padded // RUNS, columns.padded // RUNS), dtype=torch.uint8)
     for first_row in range(0, rows.padded, BLOCK_ROWS):
         for first_column in range(0, columns.padded, BLOCK_ROWS):
-            words = screen_block(rows, columns, False, first_row, first_column, None, False, config).doubtful
-            some = words.view(torch.uint8).ne(0).unflatten(0, (-1, RUNS)).any(dim=1)
-            here = near[first_row // RUNS :, first_column // RUNS :][: some.shape[0], : some.shape[1]]
-            here |= some[: here.shape[0], : here.shape[1]]
+            masks = screen_block(rows, columns, False, first_row, first_column, spoilt, None, False, False, config)
+            some = masks.doubtful.view(torch.uint8).unflatten(0, (-1, RUNS))
+            here = near[first_row // RUNS :, first_column // RUNS :][: some.shape[0], : some.shape[2]]
+            torch.amax(some, dim=1, out=here)
     return near
 
 
@@ -100,8 +122,10 @@ def screen_block(
     self_form: bool,
     first_row: int,
     first_column: int,
+    spoilt: Tensor,
     near: Tensor | None,
     given: bool,
+    turned: bool,
     config: Config,
 ) -> Masks:
     """Screen a block of rows, or what is left of them, with BLOCK_ROWS columns; of the tiles only those that are near.
@@ -111,31 +135,17 @@ def screen_block(
     rows = min(CHUNK_ROWS if given else BLOCK_ROWS, x.padded - first_row)
     columns = min(BLOCK_ROWS, y.padded - first_column)
     row_tiles, column_tiles = rows // config.tile_m, columns // config.tile_n
-
-    def zeros(*shape: int) -> Tensor:
-        return x.digits.new_zeros(shape, dtype=torch.int32)
-
-    masks = Masks(
-        zeros(rows, columns // 32),
-        zeros(rows, columns // 32),
-        zeros(columns, rows // 32),
-        zeros(columns, rows // 32),
-        zeros(row_tiles, column_tiles),
-    )
-    if near is not None:
-        near = near[first_row // config.tile_m :, first_column // config.tile_m :][:row_tiles]
-        near = near.repeat_interleave(config.tile_m // config.tile_n, dim=1)[:, :column_tiles]
-    behind = first_row - first_column if self_form else None
-    tiles, count = _tiles(row_tiles, column_tiles, behind, near, config, x.rows.device)
+    masks = _masks(x.digits, rows, columns, row_tiles, column_tiles, x.summed, turned)
     dots = masks.active
     if given:
         own, other = x.digits[0, first_row : first_row + rows], y.digits[0, first_column : first_column + columns]
         dots = torch._int_mm(own, other.T)
     choices = [choice.options(x.depth) for choice in (config.screen, *config.other_screens)]
     screen_tiles, options = tuned(screen, choices, ["depth", "SELF", "SUMMED", "GIVEN"])
-    screen_tiles[(tiles.shape[0],)](
-        tiles,
-        count,
+    screen_tiles[(row_tiles * column_tiles,)](
+        spoilt,
+        spoilt if near is None else near,
+        0 if near is None else near.shape[1],
         column_tiles,
         first_row,
         first_column,
@@ -159,7 +169,9 @@ def screen_block(
         masks.active,
         dots,
         SELF=self_form,
+        NEAR=near is not None,
         SUMMED=x.summed,
+        TURNED=turned,
         GIVEN=given,
         BLOCK_M=config.tile_m,
         BLOCK_N=config.tile_n,
@@ -168,48 +180,57 @@ def screen_block(
     return masks
 
 
-def _sums(side: Side) -> Tensor:
-    return side.rows.new_zeros((side.padded, side.depth), dtype=torch.float64)
+def _masks(
+    like: Tensor, rows: int, columns: int, row_tiles: int, column_tiles: int, summed: bool, turned: bool
+) -> Masks:
+    """Cut what is cleared at once into masks; those that are not wanted are empty."""
+    shapes = [
+        (rows if summed else 0, columns // 32),
+        (rows, columns // 32),
+        (columns if summed else 0, rows // 32),
+        (columns if turned else 0, rows // 32),
+        (row_tiles if summed else 0, column_tiles),
+    ]
+    cleared = like.new_zeros(sum(height * width for height, width in shapes), dtype=torch.int32)
+    pieces = cleared.split([height * width for height, width in shapes])
+    return Masks(*(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)))
 
 
-def _tiles(
-    row_tiles: int, column_tiles: int, behind: int | None, near: Tensor | None, config: Config, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """List the tiles to screen, and say how many these are; the list is as long as if they were all.
-
-    In the self form the first row is ``behind`` rows after the first column, and pairs of a row with one before it are
-    left to that one.
-    """
-    row, column = torch.meshgrid(
-        torch.arange(row_tiles, device=device), torch.arange(column_tiles, device=device), indexing="ij"
+def add_dense(masks: Masks, own: Part, other: Part, frame: Frame, config: Config) -> None:
+    """Add the differences of the certain pairs to the sums of both sides, and their loss and number."""
+    row_tiles, column_tiles = masks.active.shape
+    order = masks.active.new_empty((2, row_tiles * column_tiles))
+    row_counts, column_counts = masks.active.new_empty(row_tiles), masks.active.new_empty(column_tiles)
+    list_tiles[(row_tiles + column_tiles,)](
+        masks.active, row_tiles, column_tiles, order, row_counts, column_counts, BLOCK=256
     )
-    wanted = torch.ones_like(row, dtype=torch.bool) if near is None else near
-    if behind is not None:
-        wanted = wanted & ((column + 1) * config.tile_n > row * config.tile_m + behind)
-    wanted = wanted.flatten()
-    place = torch.where(wanted, wanted.cumsum(0) - 1, wanted.shape[0])
-    index = torch.arange(wanted.shape[0], dtype=torch.int32, device=device)
-    tiles = torch.empty(wanted.shape[0] + 1, dtype=torch.int32, device=device).scatter_(0, place, index)
-    return tiles[:-1], wanted.sum(dtype=torch.int32).reshape(1)
+    m, n = config.tile_m, config.tile_n
+    _add_digits(masks.certain, order[0], row_counts, own, other, frame, m, n, True, config)
+    _add_digits(masks.certain_turned, order[1], column_counts, other, own, frame, n, m, False, config)
 
 
-def add_dense(
-    words: Tensor, active: Tensor, own: Part, other: Part, frame: Frame, tile: int, other_tile: int, config: Config
-) -> Tensor:
-    """Add the differences of the certain pairs to the sums of the own rows; return the sum of their products with z."""
-    some = (active > 0).contiguous()
-    tile_order = some.sort(dim=1, descending=True, stable=True).indices.to(torch.int32)
-    tile_counts = some.sum(dim=1, dtype=torch.int32)
+def _add_digits(
+    words: Tensor,
+    tile_order: Tensor,
+    tile_counts: Tensor,
+    own: Part,
+    other: Part,
+    frame: Frame,
+    tile: int,
+    other_tile: int,
+    counted: bool,
+    config: Config,
+) -> None:
     rows, depth = words.shape[0], own.side.depth
     totals, pairs = words.new_empty((WIDE, rows, depth)), words.new_empty(rows)
     choices = [choice.options(depth, other_tile) for choice in (config.products, *config.other_products)]
     add, options = tuned(add_digits, choices, ["depth", "TILE"])
-    add[(active.shape[0], depth // options["BLOCK_D"], WIDE)](
+    add[(rows // tile, depth // options["BLOCK_D"], WIDE)](
         words,
         words.shape[1],
         tile_order,
         tile_counts,
-        active.shape[1],
+        words.shape[1] * 32 // other_tile,
         other.side.steps,
         other.side.padded,
         other.first,
@@ -221,9 +242,8 @@ def add_dense(
         **options,
     )
     options = config.rows.options(depth)
-    slices = -(-depth // options["BLOCK_D"])
-    dots = frame.constants.new_zeros((slices, rows))
-    add_totals[(rows // options["BLOCK_R"], slices)](
+    sums = own.sums.differences
+    add_totals[(rows // options["BLOCK_R"], -(-depth // options["BLOCK_D"]))](
         totals,
         pairs,
         tile_counts,
@@ -234,25 +254,29 @@ def add_dense(
         own.side.rows.shape[1],
         frame.centre,
         frame.constants,
-        dots if own.sums is None else own.sums,
+        own.sums.losses if sums is None else sums,
         depth,
-        dots,
-        KEPT=own.sums is not None,
+        own.sums.losses,
+        own.sums.actives,
+        own.side.padded,
+        KEPT=sums is not None,
+        COUNTED=counted,
         WIDE=WIDE,
         TILE=tile,
         **options,
     )
-    return dots.sum()
 
 
-def add_sparse(
-    words: Tensor, own: Part, other: Part, frame: Frame, counted: bool, config: Config
-) -> tuple[Tensor, Tensor]:
-    """Decide the doubtful pairs and add the active ones to the sums; return loss and number by row, if counted."""
-    losses = frame.constants.new_zeros(words.shape[0] if counted else 0)
-    actives = words.new_zeros(words.shape[0] if counted else 0)
-    add_pairs[(words.shape[0],)](
+def add_sparse(words: Tensor, own: Part, other: Part, frame: Frame, counted: bool, config: Config) -> None:
+    """Decide the doubtful pairs and add the active ones to the sums; loss and number too, if counted."""
+    rows = words.shape[0]
+    options = config.pairs.options(own.side.rows.shape[1])
+    programs = min(rows, config.pairs.programs)
+    places = triton.next_power_of_2(QUEUE * 32 * config.pairs.words)
+    sums = own.sums.differences
+    add_pairs[(programs,)](
         words,
+        rows,
         words.shape[1],
         own.side.rows,
         own.side.rows.shape[0],
@@ -261,12 +285,13 @@ def add_sparse(
         other.first,
         own.side.rows.shape[1],
         frame.constants,
-        frame.constants if own.sums is None else own.sums,
+        own.sums.losses if sums is None else sums,
         own.side.depth,
-        losses,
-        actives,
-        KEPT=own.sums is not None,
+        own.sums.losses,
+        own.sums.actives,
+        words.new_empty((programs, places), dtype=torch.int16),
+        KEPT=sums is not None,
         COUNTED=counted,
-        **config.pairs.options(own.side.rows.shape[1]),
+        PLACES=places,
+        **options,
     )
-    return losses, actives

@@ -15,12 +15,13 @@ import logging
 import torch
 from torch import Tensor
 
-from mmfast.kernels import classes as positives
-from mmfast.kernels.configs import architecture, config_for
+from mmfast.kernels.classes import positive_sum_and_gradient
+from mmfast.kernels.configs import Config, architecture, config_for
 from mmfast.kernels.equal_pairs import count_equal_pairs
-from mmfast.kernels.frame import IGNORED, common_frame, number_classes
-from mmfast.kernels.negatives import negative_sums
-from mmfast.kernels.rows import make_side
+from mmfast.kernels.frame import common_frame
+from mmfast.kernels.negatives import Negatives, negative_sums
+from mmfast.kernels.order import IGNORED, Ordered, order_sides
+from mmfast.kernels.rows import Side, make_side
 from mmfast.ops import computed_dtype
 
 _log = logging.getLogger("mmfast")
@@ -55,54 +56,57 @@ def pair_hinge(
 
     config = config_for(x)
     _announce(x)
-    x_numbers, y_numbers = number_classes(x_labels, y_labels, ignore_index)
-    self_form = y is None
-    x_ordered = positives.ordered(x, x_numbers)
-    y_ordered = x_ordered if y is None else positives.ordered(y, y_numbers)
-    x, x_classes, y, y_classes = x_ordered.rows, x_ordered.classes, y_ordered.rows, y_ordered.classes
-    ranges = x_ordered.begins, x_ordered.ends
-    if not self_form:
-        ranges = positives.class_ranges(x_classes, y_classes)
-    finite = _finite(x, x_classes) if self_form else _finite(x, x_classes) & _finite(y, y_classes)
+    x_side, y_side = order_sides(x, x_labels, y, y_labels, ignore_index, config)
+    self_form = y_side is x_side
     # Where the result is NaN in any case, no pair is looked at.
-    screened = [torch.where(finite, c, IGNORED) for c in ((x_classes,) if self_form else (x_classes, y_classes))]
-    frame = common_frame([(x, screened[0])] if self_form else [(x, screened[0]), (y, screened[1])], margin)
-    weights = x.new_ones(2, dtype=torch.float64)
+    spoilt = x_side.spoilt.amax()
+    if not self_form:
+        spoilt = torch.maximum(spoilt, y_side.spoilt.amax())
     negatives = None
     if margin > 0:
-        summed = x.dtype != torch.float64  # whose sums would need more digits
-        x_side = make_side(x, screened[0], frame, margin, summed, config.tile_m, config.rows)
-        y_side = x_side
-        if not self_form:
-            y_side = make_side(y, screened[1], frame, margin, summed, config.tile_m, config.rows)
-        negatives = negative_sums(
-            x_side, y_side, self_form, frame, margin, x_gradient is not None, y_gradient is not None, config
-        )
+        negatives = _negatives(x_side, y_side, spoilt, margin, x_gradient is not None, y_gradient is not None, config)
 
+    weights = x.new_ones(2, dtype=torch.float64)
     if reduction == "mean":
-        pairs = (x_classes != IGNORED).sum() * (y_classes != IGNORED).sum()
-        weights = weights / pairs.clamp(min=1)
+        weights = weights / (x_side.number * y_side.number.to(torch.int64)).clamp(min=1)
     elif reduction == "mean_nonzero":
-        begins, ends = ranges
-        matches = ((ends - begins) * (x_classes != IGNORED)).sum()
-        both = (x, x_classes) if self_form else (torch.cat([x, y]), torch.cat([x_classes, y_classes]))
-        nonzero = matches - count_equal_pairs(*both, x.shape[0], config.rows)
-        active = negatives.active * (2 if self_form else 1) if negatives else torch.zeros_like(nonzero)
-        weights = weights / torch.stack([nonzero, active]).clamp(min=1)
-    weights = torch.where(finite, weights, torch.nan)
+        weights = weights / _nonzero(x_side, y_side, negatives, config).clamp(min=1)
+    weights = torch.where(spoilt > 0, torch.nan, weights)
 
     x_sums = negatives.x_sums if negatives else None
     y_sums = negatives.y_sums if negatives else None
-    positive = positives.positive_sum_and_gradient(
-        x_ordered, y_ordered, ranges, x_gradient, x_sums, weights, True, config
-    )
+    loss = weights[0] * positive_sum_and_gradient(x_side, y_side, x_gradient, x_sums, weights, True, config)
     if y_gradient is not None:
-        ranges = positives.class_ranges(y_classes, x_classes)
-        positives.positive_sum_and_gradient(y_ordered, x_ordered, ranges, y_gradient, y_sums, weights, False, config)
-    loss = weights[0] * positive
+        positive_sum_and_gradient(y_side, x_side, y_gradient, y_sums, weights, False, config)
     if negatives:
         loss = loss + weights[1] * negatives.loss * (2 if self_form else 1)
     return loss.to(accurate), x_gradient, y_gradient
+
+
+def _negatives(
+    x: Ordered, y: Ordered, spoilt: Tensor, margin: float, x_wanted: bool, y_wanted: bool, config: Config
+) -> Negatives:
+    frame = common_frame(x, y, margin)
+
+    def side(ordered: Ordered) -> Side:
+        summed = ordered.rows.dtype != torch.float64  # whose sums would need more digits
+        return make_side(ordered.rows, ordered.classes, ordered.ends, frame, margin, summed, config.tile_m, config.rows)
+
+    x_side = side(x)
+    y_side = x_side if y is x else side(y)
+    return negative_sums(x_side, y_side, spoilt, frame, margin, x_wanted, y_wanted, config)
+
+
+def _nonzero(x: Ordered, y: Ordered, negatives: Negatives | None, config: Config) -> Tensor:
+    """Count the positive and the negative pairs whose loss is not zero."""
+    self_form = y is x
+    matches = ((x.other_ends - x.other_begins) * (x.classes != IGNORED)).sum()
+    rows, classes = (
+        (x.rows, x.classes) if self_form else (torch.cat([x.rows, y.rows]), torch.cat([x.classes, y.classes]))
+    )
+    nonzero = matches - count_equal_pairs(rows, classes, x.rows.shape[0], config.rows)
+    active = negatives.active * (2 if self_form else 1) if negatives else torch.zeros_like(nonzero)
+    return torch.stack([nonzero, active])
 
 
 def _announce(x: Tensor) -> None:
@@ -111,7 +115,3 @@ def _announce(x: Tensor) -> None:
     if kind not in _announced and kind[0] != "interpreter":
         _announced.add(kind)
         _log.info("compiling the kernels for %s and %s, unless Triton's cache already holds them", *kind)
-
-
-def _finite(rows: Tensor, classes: Tensor) -> Tensor:
-    return (rows.isfinite().all(dim=1) | (classes == IGNORED)).all()

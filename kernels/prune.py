@@ -2,61 +2,60 @@
 
 Rows are in class order, so that a tile holds a few runs of rows of one class. Each run lies in a ball about its mean; a
 ball stands for its rows in the screen's proof once the radius is added to the residual, by the triangle inequality.
-Tiles with more than RUNS runs are always screened.
+The last ball of a tile with more than RUNS runs is infinite, so that the tile is always screened.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import float64, int32
 
 from mmfast.kernels.configs import Config
-from mmfast.kernels.frame import IGNORED, Frame
-from mmfast.kernels.rows import Side, make_side, widen
+from mmfast.kernels.frame import Frame
+from mmfast.kernels.order import IGNORED, widen
+from mmfast.kernels.rows import Side, make_side
 
 RUNS = 8  # of a tile; the bits of a byte of a mask
 LEAST_TILES = 8  # with fewer tiles of rows there is little to rule out
 
+_IGNORED: tl.constexpr = tl.constexpr(IGNORED)
+_RUNS: tl.constexpr = tl.constexpr(RUNS)
+_CROWDED: tl.constexpr = tl.constexpr(-(2**30))  # below every class; that of the tiles of two sides must differ too
 
-class Balls(NamedTuple):
-    side: Side  # RUNS balls for each tile, those that do not exist without a class
-    crowded: Tensor  # (tiles,) bool: more runs than that
 
-
-def make_balls(side: Side, frame: Frame, margin: float, config: Config) -> Balls:
-    """Cut the tiles of a side into runs and measure them."""
+def make_balls(side: Side, second: bool, frame: Frame, margin: float, config: Config) -> Side:
+    """Cut the tiles of a side into runs and measure them: RUNS balls for each tile, some of them without a class."""
     count, features = side.rows.shape
-    tile, tiles = config.tile_m, side.padded // config.tile_m
-    row = torch.arange(count, device=side.rows.device)
-    starts = row % tile == 0
-    starts[1:] |= side.classes[1:] != side.classes[:-1]
-    run = starts.cumsum(0)
-    run = run - run[row // tile * tile]
-    ball = row // tile * RUNS + run.clamp(max=RUNS - 1)
-    number = torch.arange(tiles * RUNS, device=row.device)
-    begins, ends = torch.searchsorted(ball, number), torch.searchsorted(ball, number, right=True)
-    classes = torch.where(ends > begins, side.classes[begins.clamp(max=count - 1)], IGNORED)
-    centres = side.rows.new_empty((tiles * RUNS, features), dtype=torch.float64)
-    radii = side.rows.new_empty(tiles * RUNS, dtype=torch.float64)
-    options = config.rows.options(features)
-    arguments = side.rows, begins, ends, features, centres
-    ball_centres[(tiles * RUNS, -(-features // options["BLOCK_D"]))](*arguments, **options)
-    ball_radii[(tiles * RUNS,)](*arguments, radii, **options)
-    last = torch.arange(1, tiles + 1, device=row.device) * tile - 1
-    crowded = run[last.clamp(max=count - 1)] >= RUNS
-    return Balls(make_side(centres, classes, frame, margin, False, tile, config.rows, radii), crowded)
+    balls = side.padded // config.tile_m * RUNS
+    centres = side.rows.new_empty((balls, features), dtype=float64)
+    radii = side.rows.new_empty(balls, dtype=float64)
+    classes = side.rows.new_empty(balls, dtype=int32)
+    options = {"TILE": config.tile_m, **config.rows.options(features)}
+    arguments = side.rows, side.ends, count, features, centres
+    ball_centres[(balls, -(-features // options["BLOCK_D"]))](*arguments, **options)
+    ball_radii[(balls,)](*arguments, side.classes, radii, classes, SECOND=second, **options)
+    return make_side(centres, classes, side.ends, frame, margin, False, config.tile_m, config.rows, radii)
 
 
 @triton.jit
-def ball_centres(rows, begins, ends, features, centres, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+def run_of(ends, count, TILE: tl.constexpr):
+    """Where the program's run begins and ends, and where its tile does; it is empty where there are fewer runs."""
+    begin = tl.program_id(0) // _RUNS * TILE
+    stop = tl.minimum(begin + TILE, count)
+    for _ in range(tl.program_id(0) % _RUNS):
+        begin = tl.minimum(tl.load(ends + begin, mask=begin < stop, other=stop), stop)
+    end = tl.minimum(tl.load(ends + begin, mask=begin < stop, other=stop), stop)
+    return begin, end, stop
+
+
+@triton.jit(do_not_specialize=["count"])
+def ball_centres(
+    rows, ends, count, features, centres, TILE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """The mean of each run, one slice of features; it need only be near the mean."""
     ball = tl.program_id(0).to(tl.int64)
-    begin = tl.load(begins + ball).to(tl.int32)
-    end = tl.load(ends + ball).to(tl.int32)
+    begin, end, _ = run_of(ends, count, TILE)
     d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float64)
     origin = widen(
@@ -71,12 +70,24 @@ def ball_centres(rows, begins, ends, features, centres, BLOCK_R: tl.constexpr, B
     tl.store(centres + ball * features + d, mean, mask=d < features)
 
 
-@triton.jit
-def ball_radii(rows, begins, ends, features, centres, radii, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+@triton.jit(do_not_specialize=["count"])
+def ball_radii(
+    rows,
+    ends,
+    count,
+    features,
+    centres,
+    classes,
+    radii,
+    ball_classes,
+    SECOND: tl.constexpr,  # whether this is the other side
+    TILE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """The largest distance of a row of each run from its centre as stored; 1e-6 covers the rounding of the sum."""
     ball = tl.program_id(0).to(tl.int64)
-    begin = tl.load(begins + ball).to(tl.int32)
-    end = tl.load(ends + ball).to(tl.int32)
+    begin, end, stop = run_of(ends, count, TILE)
     largest = tl.zeros((BLOCK_R,), tl.float64)
     for i in range(begin, end, BLOCK_R):
         row = (i + tl.arange(0, BLOCK_R))[:, None].to(tl.int64)
@@ -88,4 +99,9 @@ def ball_radii(rows, begins, ends, features, centres, radii, BLOCK_R: tl.constex
             difference = tl.where(here, x - tl.load(centres + ball * features + d, mask=d < features, other=0), 0.0)
             total += difference * difference
         largest = tl.maximum(largest, tl.sum(total, 1))
-    tl.store(radii + ball, tl.sqrt(tl.max(largest, 0)) * (1 + 1e-6))
+    crowded = (tl.program_id(0) % _RUNS == _RUNS - 1) & (end < stop)
+    radius = tl.sqrt(tl.max(largest, 0)) * (1 + 1e-6)
+    tl.store(radii + ball, tl.where(crowded, float("inf"), radius))
+    of_tile = _CROWDED - tl.program_id(0) // _RUNS * 2 - SECOND
+    own = tl.load(classes + begin, mask=begin < end, other=_IGNORED)
+    tl.store(ball_classes + ball, tl.where(crowded, of_tile, own))

@@ -27,7 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfast.kernels.frame import IGNORED, Frame
+from mmfast.kernels.frame import Frame
+from mmfast.kernels.order import IGNORED, widen
 
 WIDE = 4  # digits of a row in steps
 TURNED = 32  # rows and features that are exchanged at a time; divides every tile and depth
@@ -42,7 +43,8 @@ class Side(NamedTuple):
     """One side of the comparison, in class order; what is padded is beyond the last row and the last feature."""
 
     rows: Tensor  # (N, D) in the input's dtype
-    classes: Tensor  # (N,) int32, ascending, the same numbers on both sides
+    classes: Tensor  # (N,) int32, the same numbers on both sides
+    ends: Tensor  # (N,) int32, where the class of a row ends
     digits: Tensor  # (2, N padded, D padded) int8
     bounds: Tensor  # (5, N padded) float32: s, a and b of one digit, a and b of two
     steps: Tensor  # (WIDE, D padded, N padded) int8, the digits of z / step; none: pairs are summed one by one
@@ -63,6 +65,7 @@ class Side(NamedTuple):
 def make_side(
     rows: Tensor,
     classes: Tensor,
+    ends: Tensor,
     frame: Frame,
     margin: float,
     summed: bool,
@@ -111,15 +114,7 @@ def make_side(
             num_warps=4,
             enable_fp_fusion=False,
         )
-    return Side(rows, classes, digits, bounds, steps)
-
-
-@triton.jit
-def widen(x):
-    """The same values in float64."""
-    if x.dtype == tl.bfloat16:
-        x = x.to(tl.float32)  # the interpreter knows no other way
-    return x.to(tl.float64)
+    return Side(rows, classes, ends, digits, bounds, steps)
 
 
 @triton.jit
@@ -189,6 +184,8 @@ def quantise(
     known = scale < (1.099511627776e12 if SCREENED else 0.0)  # larger rows are not screened
     scale = tl.where(known, scale, 1.0)
     fine = (scale / 254)[:, None]
+    # Any digit is right, since residuals are of the one chosen: a division is many times as slow.
+    inverse = (1 / scale)[:, None]
 
     squares = tl.zeros((BLOCK_R, BLOCK_D), tl.float64)
     residual = tl.zeros((BLOCK_R, BLOCK_D), tl.float64)
@@ -200,10 +197,10 @@ def quantise(
         here = k + d < filled
         x = tl.load(rows + row[:, None] * features + k + d, mask=here, other=0)
         z = tl.where(here, deviation(x, tl.load(centre + k + d, mask=k + d < features, other=0), unit), 0.0)
-        first = tl.where(known[:, None], nearest(z / scale[:, None]), 0.0)
+        first = tl.where(known[:, None], nearest(z * inverse), 0.0)
         whole = scale[:, None] * first
         left = z - whole
-        second = tl.where(known[:, None], nearest(left / fine), 0.0)
+        second = tl.where(known[:, None], nearest(left * (254 * inverse)), 0.0)
         rest = fine * second
         squares += first * first
         residual += left * left

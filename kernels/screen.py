@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmfast.kernels.frame import IGNORED
+from mmfast.kernels.order import IGNORED
 
 # Candidates of a tile, of all its pairs, from which sums by products take less time than sums pair by pair.
 DENSE = 1 / 64
@@ -39,7 +39,7 @@ def products(x, y, depth, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K:
     """x . y of rows of digits, given the pointers to their first BLOCK_K."""
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for _ in range(0, depth, BLOCK_K):
-        sums = tl.dot(tl.load(x), tl.trans(tl.load(y)), sums)
+        sums = tl.dot(tl.load(x), tl.trans(tl.load(y)), sums, out_dtype=tl.int32)
         x += BLOCK_K
         y += BLOCK_K
     return sums
@@ -50,15 +50,16 @@ def crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M: tl.constexpr, BLOCK_N
     """x . y_fine + x_fine . y"""
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for k in range(0, depth, BLOCK_K):
-        sums = tl.dot(tl.load(x + k), tl.trans(tl.load(y_fine + k)), sums)
-        sums = tl.dot(tl.load(x_fine + k), tl.trans(tl.load(y + k)), sums)
+        sums = tl.dot(tl.load(x + k), tl.trans(tl.load(y_fine + k)), sums, out_dtype=tl.int32)
+        sums = tl.dot(tl.load(x_fine + k), tl.trans(tl.load(y + k)), sums, out_dtype=tl.int32)
     return sums
 
 
 @triton.jit
 def screen(
-    tiles,  # (.,) int32: row tile of the block * column tiles + column tile
-    tile_count,  # (1,) int32
+    spoilt,  # () int32: if it is not zero, nothing is screened
+    near,  # (., near_columns) bytes: which tiles, of BLOCK_M rows on either side, can hold an active pair; if NEAR
+    near_columns,
     column_tiles,
     first_row,  # of the block of pairs
     first_column,
@@ -82,19 +83,33 @@ def screen(
     active,  # (row tiles, column tiles) int32: how many bits of certain
     dots,  # (block rows, block columns) int32, the products of the first digits, if GIVEN
     SELF: tl.constexpr,
+    NEAR: tl.constexpr,
     SUMMED: tl.constexpr,
+    TURNED: tl.constexpr,  # whether what is turned is wanted
     GIVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program for each tile of the list."""
-    if tl.program_id(0) >= tl.load(tile_count):
+    """One program for each tile; in the self form pairs of a row with one before it are left to that one."""
+    tile = tl.program_id(0)
+    row_tile = tile // column_tiles
+    column_tile = tile % column_tiles
+    if SELF:  # noqa: SIM102 (one is decided by the compiler, the other on the GPU)
+        if first_column + (column_tile + 1) * BLOCK_N <= first_row + row_tile * BLOCK_M:
+            return
+    if tl.load(spoilt) != 0:
         return
-    tile = tl.load(tiles + tl.program_id(0))
-    row = (tile // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if NEAR:
+        near_row = (first_row // BLOCK_M + row_tile).to(tl.int64)
+        near_column = (first_column + column_tile * BLOCK_N) // BLOCK_M
+        # A tile of many classes has a ball of its own class, which tells nothing about the tile's own pairs.
+        own = (near_row == near_column) if SELF else False
+        if (tl.load(near + near_row * near_columns + near_column) == 0) & (own == 0):
+            return
+    row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     i = (first_row + row).to(tl.int64)
-    column = (tile % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     j = (first_column + column).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     x = x_digits + i[:, None] * depth + k[None, :]
@@ -104,26 +119,29 @@ def screen(
     else:
         dot = products(x, y, depth, BLOCK_M, BLOCK_N, BLOCK_K)
 
+    # A candidate has a_i < 2 s_i s_j q_i.q_j - a_j. Most tiles have none, which their rows' largest differences tell.
+    x_scale = 2 * tl.load(x_bounds + i)
+    y_scale = tl.load(y_bounds + j)
+    x_least = tl.load(x_bounds + x_padded + i)
+    y_least = tl.load(y_bounds + y_padded + j)
+    beyond = tl.fma(dot.to(tl.float32) * y_scale[None, :], x_scale[:, None], -y_least[None, :])
+    if tl.max((tl.max(beyond, 1) > x_least).to(tl.int32), 0) == 0:  # the masks are zeros already
+        return
     x_class = tl.load(x_classes + i, mask=i < x_count, other=_IGNORED)
     y_class = tl.load(y_classes + j, mask=j < y_count, other=_IGNORED)
     pair = (x_class[:, None] != y_class[None, :]) & (x_class != _IGNORED)[:, None] & (y_class != _IGNORED)[None, :]
     if SELF:
         pair = pair & (j[None, :] > i[:, None])
-
-    x_scale = 2 * tl.load(x_bounds + i)
-    y_scale = tl.load(y_bounds + j)
-    right = dot.to(tl.float32) * y_scale[None, :] * x_scale[:, None]
-    inactive = tl.load(x_bounds + x_padded + i)[:, None] + tl.load(y_bounds + y_padded + j)[None, :] >= right
-    candidate = pair & (inactive == 0)
+    candidate = pair & (beyond > x_least[:, None])
     count = tl.sum(tl.sum(candidate.to(tl.int32), 1), 0)
-    if count == 0:  # the masks are zeros already
+    if count == 0:
         return
 
-    word = (tile % column_tiles) * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
+    word = column_tile * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
     at = row.to(tl.int64)[:, None] * (block_columns // 32) + word[None, :]
-    turned_word = (tile // column_tiles) * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
+    turned_word = row_tile * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
     turned = turned_word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
-    if SUMMED:  # noqa: SIM102 (one is decided by the compiler, the other on the GPU)
+    if SUMMED:  # noqa: SIM102
         if count >= BLOCK_M * BLOCK_N * _DENSE:
             x_fine = x + x_padded.to(tl.int64) * depth
             y_fine = y + y_padded.to(tl.int64) * depth
@@ -140,4 +158,5 @@ def screen(
             tl.store(certain_turned + turned, pack_rows(proved))
             tl.store(active + tile, tl.sum(tl.sum(proved.to(tl.int32), 1), 0))
     tl.store(doubtful + at, pack_columns(candidate))
-    tl.store(doubtful_turned + turned, pack_rows(candidate))
+    if TURNED:
+        tl.store(doubtful_turned + turned, pack_rows(candidate))

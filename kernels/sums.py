@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmfast.kernels.rows import deviation, in_steps, widen
+from mmfast.kernels.order import widen
+from mmfast.kernels.rows import deviation, in_steps
 
 
 @triton.jit
@@ -22,10 +23,39 @@ def count_ones(word):
 
 
 @triton.jit
+def list_tiles(
+    active,  # (row_tiles, column_tiles) int32
+    row_tiles,
+    column_tiles,
+    order,  # (2, row_tiles * column_tiles) int32: for each row tile its column tiles, then the other way round
+    row_counts,
+    column_counts,
+    BLOCK: tl.constexpr,
+):
+    """List with which tiles each tile has active pairs, and say how many these are."""
+    tile = tl.program_id(0)
+    turned = tile >= row_tiles
+    own = tl.where(turned, tile - row_tiles, tile)
+    others = tl.where(turned, row_tiles, column_tiles)
+    first = tl.where(turned, own, own * column_tiles)
+    stride = tl.where(turned, column_tiles, 1)
+    to = order + tl.where(turned, row_tiles * column_tiles + own * row_tiles, own * column_tiles)
+    count = tl.zeros((1,), tl.int32)
+    for begin in range(0, others, BLOCK):
+        other = begin + tl.arange(0, BLOCK)
+        some = (tl.load(active + first + other * stride, mask=other < others, other=0) > 0).to(tl.int32)
+        tl.store(to + count + tl.cumsum(some, 0) - 1, other, mask=some > 0)
+        count += tl.sum(some, 0)
+    tile = tile + tl.arange(0, 1)
+    tl.store(row_counts + tile, count, mask=tile < row_tiles)
+    tl.store(column_counts + tile - row_tiles, count, mask=tile >= row_tiles)
+
+
+@triton.jit
 def add_digits(
     words,  # (own tiles * BLOCK_M, words_per_row) int32
     words_per_row,
-    tile_order,  # (own tiles, other tiles) int32: those with active pairs first
+    tile_order,  # (own tiles, other tiles) int32: those with active pairs, first
     tile_counts,  # (own tiles,) int32, how many these are
     other_tiles,
     steps,  # (WIDE, depth, other_padded) int8, of the other side
@@ -60,7 +90,7 @@ def add_digits(
         mask = tl.load(words + at + column // 32)
         bits = (mask[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
         rows = tl.load(steps + column + other)
-        total = tl.dot(tl.reshape(bits.to(tl.int8), (BLOCK_M, BLOCK_K)), tl.trans(rows), total)
+        total = tl.dot(tl.reshape(bits.to(tl.int8), (BLOCK_M, BLOCK_K)), tl.trans(rows), total, out_dtype=tl.int32)
         ones += tl.sum(count_ones(mask), 1)
     own_rows = tl.num_programs(0).to(tl.int64) * BLOCK_M
     tl.store(totals + (digit * own_rows + first) * depth + row[:, None] * depth + d[None, :], total)
@@ -82,8 +112,11 @@ def add_totals(
     constants,
     sums,  # (own_padded, depth) float64
     depth,
-    dots,  # (slices, count) float64, zeros
+    losses,  # (slices, own_padded) float64
+    actives,  # (own_padded,) int32
+    own_padded,
     KEPT: tl.constexpr,  # whether the sums are wanted
+    COUNTED: tl.constexpr,  # whether these pairs are counted, rather than seen from the other side
     WIDE: tl.constexpr,
     TILE: tl.constexpr,  # rows of a tile, of which BLOCK_R is a part
     BLOCK_R: tl.constexpr,
@@ -92,8 +125,8 @@ def add_totals(
     """Add n_i x_i - sum of x_j over the certain pairs of a row to the sums, of which only the x_j are rounded.
 
     With w the rounded z and U_i = n_i w_i - sum of w_j, the sum over all pairs of |z_i - z_j|^2 is, but for the squares
-    of the roundings, that of U_i . (2 z_i - w_i) over all rows of both sides: it goes to ``dots``. Integers stay below
-    2^53.
+    of the roundings, that of U_i . (2 z_i - w_i) over all rows of both sides; the loss is what it leaves of the
+    margins. Integers stay below 2^53.
     """
     if tl.load(tile_counts + tl.program_id(0) * BLOCK_R // TILE) == 0:
         return
@@ -118,12 +151,20 @@ def add_totals(
         target = sums + own[:, None] * depth + d
         exact = (difference + count_of * (z - rounded)) / unit
         tl.store(target, tl.load(target, mask=inside, other=0) + exact, mask=inside)
-    tl.store(dots + tl.program_id(1) * count.to(tl.int64) + row, tl.sum(difference * (2 * z - rounded), 1))
+    loss = -tl.sum(difference * (2 * z - rounded), 1) / (unit * unit)
+    if COUNTED:  # noqa: SIM102 (one is decided by the compiler, the other on the GPU)
+        if tl.program_id(1) == 0:
+            number = tl.load(pairs + row)
+            loss += tl.load(constants + 1) * number.to(tl.float64)
+            tl.store(actives + own, tl.load(actives + own) + number)
+    at = losses + tl.program_id(1) * own_padded.to(tl.int64) + own
+    tl.store(at, tl.load(at) + loss)
 
 
 @triton.jit
 def add_pairs(
-    words,  # (., words_per_row) int32
+    words,  # (rows, words_per_row) int32
+    rows,
     words_per_row,
     own_rows,  # (own_count, features)
     own_count,
@@ -134,51 +175,59 @@ def add_pairs(
     constants,
     sums,  # (own_padded, depth) float64
     depth,
-    losses,  # (own rows of the block,) float64, zeros
-    actives,  # the same of int32
+    losses,  # (own_padded,) float64
+    actives,  # (own_padded,) int32
+    queue,  # (programs, PLACES) int16
     KEPT: tl.constexpr,  # whether the sums are wanted
     COUNTED: tl.constexpr,  # whether loss and number are
-    GROUPS: tl.constexpr,
-    GROUP_BITS: tl.constexpr,  # a multiple of 32, or the other way round
+    PLACES: tl.constexpr,  # a power of two
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Evaluate the doubtful pairs of one row, differences first and in float64, and add the active ones.
+    """Evaluate the doubtful pairs of some rows, differences first and in float64, and add the active ones.
 
-    The row's words are looked at in groups; each of the GROUPS brings its first bit, and the rows of these are compared
-    together.
+    A row's bits are brought into a queue, from which GROUP at a time are compared with the row. What is read
+    has left a place long before that is written again: the queue holds QUEUE times what is looked at together.
     """
-    row = tl.program_id(0).to(tl.int64)
-    own = first_row + row
-    if own >= own_count:
-        return
     margin = tl.load(constants + 1)
     block = tl.arange(0, BLOCK_D)
-    group = tl.arange(0, GROUPS)
-    place = tl.arange(0, GROUP_BITS)
-    WORDS: tl.constexpr = GROUPS * GROUP_BITS // 32
-    loss = tl.zeros((GROUPS,), tl.float64)
-    number = tl.zeros((GROUPS,), tl.int32)
-    for begin in range(0, words_per_row, WORDS):
-        at = begin + tl.arange(0, WORDS)
-        word = tl.load(words + row * words_per_row + at, mask=at < words_per_row, other=0)
-        left = tl.max((word != 0).to(tl.int32), 0)
-        if left > 0:
-            bits = tl.reshape((word[:, None] >> tl.arange(0, 32)[None, :]) & 1, (GROUPS, GROUP_BITS))
-            while left > 0:
-                first = tl.min(tl.where(bits != 0, place[None, :], GROUP_BITS), 1)
-                found = first < GROUP_BITS
-                bits = tl.where(place[None, :] == first[:, None], 0, bits)
-                left = tl.max(tl.max(bits, 1), 0)
-                j = (other_first_row + begin * 32 + group * GROUP_BITS + first).to(tl.int64)
-                d2 = tl.zeros((GROUPS,), tl.float64)
+    group = tl.arange(0, GROUP)
+    bit = tl.arange(0, 32)[None, :]
+    queue += tl.program_id(0).to(tl.int64) * PLACES
+    for turn in range(tl.program_id(0), tl.minimum(rows, own_count - first_row), tl.num_programs(0)):
+        row = tl.program_id(0) * 0 + turn
+        own = (first_row + row).to(tl.int64)
+        loss = tl.zeros((GROUP,), tl.float64)
+        number = tl.zeros((GROUP,), tl.int32)
+        first = row * 0
+        last = first
+        for begin in range(0, words_per_row, WORDS):
+            at = begin + tl.arange(0, WORDS)
+            word = tl.load(words + row.to(tl.int64) * words_per_row + at, mask=at < words_per_row, other=0)
+            ones = count_ones(word)
+            found = tl.sum(ones, 0)
+            if found > 0:
+                before = (tl.cumsum(ones, 0) - ones)[:, None] + count_ones(word[:, None] & ((1 << bit) - 1))
+                column = (at[:, None] * 32 + bit).to(tl.int16)
+                tl.store(queue + ((last + before) & (PLACES - 1)), column, mask=((word[:, None] >> bit) & 1) != 0)
+                last += found
+                tl.debug_barrier()  # they are read by other threads
+            enough = tl.where(begin + WORDS < words_per_row, GROUP, 1)
+            while last - first >= enough:
+                waiting = first + group < last
+                column = tl.load(queue + ((first + group) & (PLACES - 1)), mask=waiting, other=0)
+                first += GROUP
+                j = other_first_row + column.to(tl.int64)
+                d2 = tl.zeros((GROUP,), tl.float64)
                 for k in range(0, features, BLOCK_D):
                     here = k + block < features
                     x = widen(tl.load(own_rows + own * features + k + block, mask=here, other=0))
-                    there = found[:, None] & here[None, :]
+                    there = waiting[:, None] & here[None, :]
                     y = tl.load(other_rows + j[:, None] * features + (k + block)[None, :], mask=there, other=0)
                     difference = tl.where(there, x[None, :] - widen(y), 0.0)
                     d2 += tl.sum(difference * difference, 1)
-                active = found & (d2 < margin)
+                active = waiting & (d2 < margin)
                 if COUNTED:
                     loss += tl.where(active, margin - d2, 0.0)
                     number += active.to(tl.int32)
@@ -193,6 +242,6 @@ def add_pairs(
                             target = sums + own * depth + k + block
                             tl.store(target, tl.load(target, mask=here, other=0) + tl.sum(difference, 0), mask=here)
                         tl.debug_barrier()  # the next round's loads may be other threads' than these stores
-    if COUNTED:
-        tl.store(losses + row, tl.sum(loss, 0))
-        tl.store(actives + row, tl.sum(number, 0))
+        if COUNTED:
+            tl.store(losses + own, tl.load(losses + own) + tl.sum(loss, 0))
+            tl.store(actives + own, tl.load(actives + own) + tl.sum(number, 0))

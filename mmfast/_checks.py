@@ -86,7 +86,8 @@ def check_ignore_index(ignore_index: int) -> int:
 def autocasts(rows: Tensor) -> bool:
     """Tell whether autocast is on for the device of ``rows``."""
     device = rows.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Both have it, and torch.compile of some versions cannot trace the question.
+    return (device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
 
 
 def widen(rows: Tensor, autocast: bool) -> Tensor:

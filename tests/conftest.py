@@ -12,7 +12,7 @@ import torch
 from mmfast.search.truth import Truth
 from tests.stores import KINDS, SETTINGS
 
-os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined; `make test-gpu` sets 0
 
 
 @pytest.fixture(scope="module")

@@ -133,25 +133,26 @@ def test_products_by_the_vendors_library_give_the_same(ref_rows: int | None, mon
 
 
 @pytest.fixture
-def listed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The tiles of each screen, and how many of them are on its list; tiles are ruled out in small batches too."""
-    counts: list[tuple[int, int]] = []
-    tiles_of = negatives._tiles
+def near(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Which tiles can hold an active pair, for each call; tiles are ruled out in small batches too."""
+    found: list[torch.Tensor] = []
+    near_tiles = negatives.near_tiles
 
-    def remember(*arguments: Any) -> Any:
-        tiles, count = tiles_of(*arguments)
-        counts.append((tiles.shape[0], int(count)))
-        return tiles, count
+    def remember(x: Any, y: Any, *arguments: Any) -> torch.Tensor:
+        found.append(near_tiles(x, y, *arguments))
+        rows, columns = (side.padded // CONFIGS["interpreter"].tile_m for side in (x, y))
+        found[-1] = found[-1][:rows, :columns]
+        return found[-1].contiguous()
 
-    monkeypatch.setattr(negatives, "_tiles", remember)
+    monkeypatch.setattr(negatives, "near_tiles", remember)
     monkeypatch.setattr(negatives, "LEAST_TILES", 1)
-    return counts
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ref_rows", [None, 150])
 def test_classes_far_apart_but_for_some_rows(
-    ref_rows: int | None, dtype: torch.dtype, listed: list[tuple[int, int]]
+    ref_rows: int | None, dtype: torch.dtype, near: list[torch.Tensor]
 ) -> None:
     """Whole tiles are ruled out, which must not lose the rows that lie among another class."""
     p = problem(200, 24, classes=6, ref_rows=ref_rows, margin=1.0)
@@ -162,20 +163,23 @@ def test_classes_far_apart_but_for_some_rows(
     if ref_rows:
         p["ref_emb"] = centres[p["ref_labels"]] + 0.05 * p["ref_emb"]
     assert_exact(p, dtype)
-    (_, balls), (tiles, screened) = listed
-    assert balls > 0
-    assert screened < tiles * (0.5 if ref_rows is None else 0.6)
+    (tiles,) = near
+    assert 0 < int(tiles.count_nonzero()) < 0.7 * tiles.numel()
 
 
 @pytest.mark.slow
-def test_tiles_of_many_classes_are_not_ruled_out(listed: list[tuple[int, int]]) -> None:
+def test_tiles_of_many_classes_are_not_ruled_out(near: list[torch.Tensor]) -> None:
     """More runs in a tile than there are balls for, beside tiles of one class."""
     p = problem(190, 12, margin=1.5)
     p["labels"] = torch.cat([torch.arange(60), torch.full((70,), 60), torch.full((60,), 61)])
     p["embeddings"][60:130] += 5
     assert_exact({**p, "margin": 1.5})
     assert_exact({**p, "margin": 40.0, "ignore_index": 60})
-    assert len(listed) == 4
+    first, second = near
+    assert first[0, 1:].all()
+    assert not first.all()
+    assert second[0, 1]
+    assert not second[0, 2]  # of ignored rows alone
 
 
 @pytest.mark.slow

@@ -110,16 +110,16 @@ def test_what_waits_is_seen(wait: str, architecture: Callable[[str], None], monk
         "other": lambda x: x[torch.arange(2)],
     }
     architecture("sm_90")
-    finite: Callable[[Tensor, Tensor], Tensor] = host._finite
+    common_frame = host.common_frame
 
-    def spoilt(rows: Tensor, classes: Tensor) -> Tensor:
-        waits[wait](classes)
-        return finite(rows, classes)
+    def spoilt(x: Any, y: Any, margin: float) -> Any:
+        waits[wait](x.classes)
+        return common_frame(x, y, margin)
 
     p = without_values(torch.float32, "sum", None, (True, False))
     with kernels_go_to(lambda *_: None), Trace():
         step(p)
-        monkeypatch.setattr(host, "_finite", spoilt)
+        monkeypatch.setattr(host, "common_frame", spoilt)
         with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta|copies between|by a mask"):
             step(p)
 
@@ -148,7 +148,7 @@ def test_no_size_depends_on_the_values(
         with kernels_go_to(interpret), Trace(leaf.device) as trace:
             step({**data, "embeddings": leaf})
         traces.append(trace.operators)
-    assert len(traces[0]) > 300
+    assert len(traces[0]) > 100
     assert all(trace == traces[0] for trace in traces[1:])
 
 
