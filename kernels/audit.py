@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 from mmfast.kernels.configs import CONFIGS
 from mmfast.kernels.launches import FEATURES, Launch, alternatives, record
 
-PRODUCTS = ("screen", "add_digits")  # what must compute on tensor cores
+PRODUCTS = ("screen", "refine", "add_digits")  # what must compute on tensor cores
 
 
 class Architecture(NamedTuple):

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmfast.kernels.configs import Config
+from mmfast.kernels.negatives import Sums
 from mmfast.kernels.order import IGNORED, Ordered, widen
 
 PART_ROWS = 512  # some 64 dependent loads for a program, and for 50,000 rows of a class a hundred parts to merge
@@ -58,7 +59,7 @@ def squared_deviation(rows, features, start, end, d, origin, mean, BLOCK_R: tl.c
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def sum_parts(
     rows,  # (count, features)
     count,
@@ -93,7 +94,7 @@ def sum_parts(
         tl.store(spreads + at, spread, mask=d < features)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def combine(
     rows,  # (count, features)
     order,
@@ -111,7 +112,7 @@ def combine(
     sums,  # (., depth) float64
     depth,
     gradient,  # like rows, but in the order of the input
-    losses,  # (slices, count) float64, zeros
+    losses,  # (slices, count) float64, of which only the total means something
     FACTOR: tl.constexpr,  # 4 in the self form, 2 across
     GRADIENT: tl.constexpr,  # whether it is wanted
     SUMS: tl.constexpr,  # whether there are any
@@ -128,12 +129,17 @@ def combine(
     """
     start = tl.program_id(0)
     begin = tl.load(begins + start)
-    if ((start - begin) % PART != 0) | (tl.load(classes + start) == _IGNORED):
+    own_loss = losses + tl.program_id(1).to(tl.int64) * count + start
+    if (start - begin) % PART != 0:
+        if LOSS:
+            tl.store(own_loss, 0.0)
         return
-    class_end = tl.load(ends + start).to(tl.int32)
+    class_end = tl.load(ends + start)
     end = tl.minimum(start + PART, class_end)
-    other_begin = tl.load(other_begins + start).to(tl.int32)
-    other_end = tl.load(other_ends + start).to(tl.int32)
+    # Rows that take no part are a class of their own, which nothing matches.
+    ignored = tl.load(classes + start) == _IGNORED
+    other_begin = tl.load(other_begins + start)
+    other_end = tl.where(ignored, other_begin, tl.load(other_ends + start))
     is_long = other_end - other_begin > PART
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     matched = d < tl.where(other_end > other_begin, features, 0)
@@ -172,6 +178,7 @@ def combine(
             if SUMS:
                 at = r.to(tl.int64)[:, None] * depth + d[None, :]
                 value -= negative * tl.load(sums + at, mask=here, other=0)
+            value = tl.where(ignored, 0.0, value)
             target = tl.load(order + r, mask=r < end, other=0)
             at = gradient + target.to(tl.int64)[:, None] * features + d[None, :]
             tl.store(at, value.to(gradient.dtype.element_ty), mask=here)
@@ -180,20 +187,21 @@ def combine(
         if FACTOR == 4:
             spread = distance
         total_loss = tl.where(matches > 0, matches * tl.sum(distance, 0) + size * tl.sum(spread, 0), 0.0)
-        tl.store(losses + tl.program_id(1).to(tl.int64) * count + start, total_loss)
+        tl.store(own_loss, total_loss)
 
 
-def positive_sum_and_gradient(
+def positive_losses_and_gradient(
     own: Ordered,
     other: Ordered,
     gradient: Tensor | None,
-    sums: Tensor | None,
+    sums: Sums | None,
     weights: Tensor,
     with_loss: bool,
     config: Config,
 ) -> Tensor:
-    """Write the gradient of one side; return the sum of the squared distances of the positive pairs."""
+    """Write the gradient of one side; return what adds up to the squared distances of the positive pairs."""
     count, features = own.rows.shape
+    differences = sums.differences if sums else None
     options = {"PART": PART_ROWS, **config.combine.options(features)}
     slices = -(-features // options["BLOCK_D"])
     totals = spreads = weights
@@ -213,7 +221,7 @@ def positive_sum_and_gradient(
             SPREAD=with_spread,
             **options,
         )
-    losses = weights.new_zeros((slices, count) if with_loss else (1,))
+    losses = weights.new_empty((slices, count) if with_loss else (1,))
     combine[(count, slices)](
         own.rows,
         own.order,
@@ -228,14 +236,14 @@ def positive_sum_and_gradient(
         spreads,
         features,
         weights,
-        weights if sums is None else sums,
-        0 if sums is None else sums.shape[1],
+        weights if differences is None else differences,
+        0 if differences is None else differences.shape[1],
         weights if gradient is None else gradient,
         losses,
         FACTOR=4 if other is own else 2,
         GRADIENT=gradient is not None,
-        SUMS=sums is not None,
+        SUMS=differences is not None,
         LOSS=with_loss,
         **options,
     )
-    return losses.sum()
+    return losses

@@ -64,7 +64,7 @@ class Pairs(NamedTuple):
     words: int  # of 32 bits, likewise
     block_d: int
     num_warps: int
-    programs: int = 1024
+    programs: int = 4096
 
     def options(self, features: int) -> dict[str, Any]:
         return {
@@ -102,7 +102,7 @@ class Config(NamedTuple):
     other_products: tuple[Products, ...] = ()
 
 
-_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(16, 128, 128, 4), "combine": Combine(8, 128, 4)}
+_COMMON: dict[str, Any] = {"rows": Rows(512, 512, 4), "pairs": Pairs(8, 64, 64, 2), "combine": Combine(8, 512, 4)}
 _SM_80: dict[str, Any] = {
     "screen": Screen(64, 8, 3),  # with 128 features at a time, or 4 warps, it spills
     "products": Products(256, 64, 8, 3),
@@ -110,15 +110,16 @@ _SM_80: dict[str, Any] = {
     "other_products": (Products(256, 64, 8, 2), Products(256, 32, 8, 3)),  # four stages compile to what three do
 }
 _SM_90: dict[str, Any] = {
-    "screen": Screen(128, 8, 3),  # with 4 warps it spills
-    "products": Products(256, 64, 8, 3),
-    "other_screens": (Screen(64, 8, 4), Screen(128, 8, 2)),
-    "other_products": (Products(256, 64, 8, 2), Products(256, 32, 8, 3)),
+    "screen": Screen(64, 8, 2),  # with three stages it spills
+    "products": Products(128, 64, 4, 3),
+    "other_screens": (Screen(32, 8, 4), Screen(32, 8, 3)),
+    "other_products": (Products(256, 64, 8, 3), Products(256, 64, 8, 2)),
 }
+_SM_100 = {**_SM_90, "screen": Screen(32, 8, 4), "other_screens": (Screen(32, 8, 3),)}
 CONFIGS: dict[str, Config] = {
     "sm_80": Config(128, 64, **_SM_80, **_COMMON),
-    "sm_90": Config(128, 64, **_SM_90, **_COMMON),
-    "sm_100": Config(128, 64, **_SM_90, **_COMMON),
+    "sm_90": Config(128, 128, **_SM_90, **_COMMON),
+    "sm_100": Config(128, 128, **_SM_100, **_COMMON),
     "sm_120": Config(128, 64, **_SM_80, **_COMMON),
     "gfx942": Config(
         128,

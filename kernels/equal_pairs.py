@@ -11,7 +11,7 @@ from mmfast.kernels.configs import Rows
 from mmfast.kernels.order import IGNORED, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def hash_rows(rows, count, hashes, features, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
     """A hash of 64 bits for each row, the same for equal rows; -0 equals 0."""
     row = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
@@ -28,7 +28,7 @@ def hash_rows(rows, count, hashes, features, BLOCK_R: tl.constexpr, BLOCK_D: tl.
     tl.store(hashes + row, tl.sum(total, 1), mask=row < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def differ_from_previous(rows, count, order, classes, differs, features, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
     """Whether a row of the order is of another class than the one before it, or has another value."""
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)

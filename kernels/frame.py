@@ -88,7 +88,7 @@ def sample_centre(
     tl.store(deviations + tl.program_id(0) * SAMPLE + tl.arange(0, SAMPLE), tl.max(deviation, 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "features"])
 def sample_constants(
     deviations,
     slices,

@@ -73,6 +73,7 @@ def describe(kernel: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Lau
     arguments = dict(zip(parameters, values, strict=False))
     arguments |= {name: value for name, value in named.items() if name in parameters}
     constants = {p.name: arguments[p.name] for p in kernel.params if p.is_constexpr}
+    unspecialised = [p.name for p in kernel.params if p.do_not_specialize]
     signature, divisible = {}, []
     for name in parameters:
         value = arguments[name]
@@ -81,7 +82,8 @@ def describe(kernel: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Lau
             continue
         tensor = isinstance(value, torch.Tensor)
         signature[name] = TYPES[value.dtype] if tensor else "i32"
-        if tensor or value % 16 == 0:  # as a launch would find; pointers are those of whole allocations
+        # As a launch would find; pointers are those of whole allocations.
+        if tensor or (name not in unspecialised and value % 16 == 0):
             divisible.append(name)
     options = {name: value for name, value in named.items() if name not in parameters}
     return Launch(

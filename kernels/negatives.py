@@ -13,7 +13,7 @@ from mmfast.kernels.configs import Config, tuned
 from mmfast.kernels.frame import Frame
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import WIDE, Side
-from mmfast.kernels.screen import screen
+from mmfast.kernels.screen import refine, screen
 from mmfast.kernels.sums import add_digits, add_pairs, add_totals, list_tiles
 
 BLOCK_ROWS = 16384  # on either side of a block of pairs, whose four masks take 128 MB
@@ -27,15 +27,6 @@ class Sums(NamedTuple):
     differences: Tensor | None  # (N padded, D padded) float64; None: not wanted
     losses: Tensor  # (slices, N padded) float64, of which only the total means something
     actives: Tensor  # (N padded,) int32; of the other side zeros
-
-
-class Negatives(NamedTuple):
-    """Of unordered pairs in the self form, of all pairs across."""
-
-    loss: Tensor  # () float64
-    active: Tensor  # () int64
-    x_sums: Tensor | None
-    y_sums: Tensor | None  # in the self form None, as x_sums holds both
 
 
 class Part(NamedTuple):
@@ -65,8 +56,11 @@ def negative_sums(
     x_wanted: bool,
     y_wanted: bool,
     config: Config,
-) -> Negatives:
-    """Screen block by block of pairs; add what is active to the sums of both sides, which in the self form are one."""
+) -> tuple[Sums, Sums]:
+    """Screen block by block of pairs; add what is active to the sums of both sides.
+
+    In the self form these are one, and pairs are counted in one of their two orders.
+    """
     self_form = y is x
     x_sums = _sums(x, x_wanted, config)
     y_sums = x_sums if self_form else _sums(y, y_wanted, config)
@@ -84,10 +78,7 @@ def negative_sums(
             add_sparse(masks.doubtful, own, other, frame, True, config)
             if y_sums.differences is not None:
                 add_sparse(masks.doubtful_turned, other, own, frame, False, config)
-    loss = x_sums.losses.sum()
-    if not self_form and x.summed:
-        loss += y_sums.losses.sum()
-    return Negatives(loss, x_sums.actives.sum(), x_sums.differences, None if self_form else y_sums.differences)
+    return x_sums, y_sums
 
 
 def _sums(side: Side, wanted: bool, config: Config) -> Sums:
@@ -140,43 +131,35 @@ def screen_block(
     if given:
         own, other = x.digits[0, first_row : first_row + rows], y.digits[0, first_column : first_column + columns]
         dots = torch._int_mm(own, other.T)
-    choices = [choice.options(x.depth) for choice in (config.screen, *config.other_screens)]
-    screen_tiles, options = tuned(screen, choices, ["depth", "SELF", "SUMMED", "GIVEN"])
-    screen_tiles[(row_tiles * column_tiles,)](
-        spoilt,
-        spoilt if near is None else near,
-        0 if near is None else near.shape[1],
+    sides = (
         column_tiles,
         first_row,
         first_column,
-        x.digits,
-        x.bounds,
-        x.classes,
-        x.padded,
-        y.digits,
-        y.bounds,
-        y.classes,
-        y.padded,
+        *(x.digits, x.bounds, x.classes, x.padded),
+        *(y.digits, y.bounds, y.classes, y.padded),
         x.rows.shape[0],
         y.rows.shape[0],
         x.depth,
-        masks.certain,
-        masks.doubtful,
-        masks.certain_turned,
-        masks.doubtful_turned,
-        rows,
-        columns,
-        masks.active,
-        dots,
-        SELF=self_form,
+    )
+    choices = [choice.options(x.depth) for choice in (config.screen, *config.other_screens)]
+    blocks = {"SELF": self_form, "GIVEN": given, "BLOCK_M": config.tile_m, "BLOCK_N": config.tile_n}
+    kernel, options = tuned(screen, choices, ["depth", "SELF", "SUMMED", "GIVEN"])
+    kernel[(row_tiles * column_tiles,)](
+        spoilt,
+        spoilt if near is None else near,
+        0 if near is None else near.shape[1],
+        *sides,
+        *(masks.doubtful, masks.doubtful_turned, rows, columns, masks.active, dots),
         NEAR=near is not None,
         SUMMED=x.summed,
         TURNED=turned,
-        GIVEN=given,
-        BLOCK_M=config.tile_m,
-        BLOCK_N=config.tile_n,
+        **blocks,
         **options,
     )
+    if x.summed:
+        kernel, options = tuned(refine, choices, ["depth", "SELF", "GIVEN"])
+        of_tiles = *masks[:4], rows, columns, masks.active, dots
+        kernel[(row_tiles * column_tiles,)](*sides, *of_tiles, PART_N=min(64, config.tile_n), **blocks, **options)
     return masks
 
 

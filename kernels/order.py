@@ -80,7 +80,8 @@ def _ordered(
     place_rows[(-(-count // options["BLOCK_R"]),)](
         rows, rows.stride(0), rows.stride(1), found, count, placed, features, **options
     )
-    return Ordered(placed, *found, number)
+    order, classes, begins, ends, other_begins, other_ends, spoilt = found.unbind()
+    return Ordered(placed, order, classes, begins, ends, other_begins, other_ends, spoilt, number)
 
 
 @triton.jit

@@ -15,11 +15,12 @@ import logging
 import torch
 from torch import Tensor
 
-from mmfast.kernels.classes import positive_sum_and_gradient
+from mmfast.kernels.classes import positive_losses_and_gradient
 from mmfast.kernels.configs import Config, architecture, config_for
 from mmfast.kernels.equal_pairs import count_equal_pairs
 from mmfast.kernels.frame import common_frame
-from mmfast.kernels.negatives import Negatives, negative_sums
+from mmfast.kernels.loss import make_loss, make_weights
+from mmfast.kernels.negatives import Sums, negative_sums
 from mmfast.kernels.order import IGNORED, Ordered, order_sides
 from mmfast.kernels.rows import Side, make_side
 from mmfast.ops import computed_dtype
@@ -41,18 +42,12 @@ def pair_hinge(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the loss and those of its gradients with respect to x and y that are asked for."""
     accurate = computed_dtype(x.dtype)
-    x_gradient = (
-        torch.zeros_like(x, dtype=accurate, memory_format=torch.contiguous_format) if x_needs_gradient else None
-    )
-    y_gradient = None
-    if y is not None and y_needs_gradient:
-        y_gradient = torch.zeros_like(y, dtype=accurate, memory_format=torch.contiguous_format)
     if x.shape[0] == 0 or (y is not None and y.shape[0] == 0):
-        return x.new_zeros((), dtype=accurate), x_gradient, y_gradient
+        return _nothing(x, y, x_needs_gradient, y_needs_gradient)
     if x.shape[1] == 0:  # every distance is zero, as it is with one feature that is
-        x, y = x.new_zeros(x.shape[0], 1), None if y is None else y.new_zeros(y.shape[0], 1)
-        loss, _, _ = pair_hinge(x, x_labels, y, y_labels, margin, reduction, ignore_index, False, False)
-        return loss, x_gradient, y_gradient
+        zeros = x.new_zeros(x.shape[0], 1), None if y is None else y.new_zeros(y.shape[0], 1)
+        loss, _, _ = pair_hinge(zeros[0], x_labels, zeros[1], y_labels, margin, reduction, ignore_index, False, False)
+        return loss, *_nothing(x, y, x_needs_gradient, y_needs_gradient)[1:]
 
     config = config_for(x)
     _announce(x)
@@ -62,30 +57,48 @@ def pair_hinge(
     spoilt = x_side.spoilt.amax()
     if not self_form:
         spoilt = torch.maximum(spoilt, y_side.spoilt.amax())
-    negatives = None
+    x_sums = y_sums = None
     if margin > 0:
-        negatives = _negatives(x_side, y_side, spoilt, margin, x_gradient is not None, y_gradient is not None, config)
+        x_sums, y_sums = _negatives(x_side, y_side, spoilt, margin, x_needs_gradient, y_needs_gradient, config)
 
-    weights = x.new_ones(2, dtype=torch.float64)
+    divisors = None
     if reduction == "mean":
-        weights = weights / (x_side.number * y_side.number.to(torch.int64)).clamp(min=1)
+        divisors = (x_side.number * y_side.number.to(torch.int64)).repeat(2)
     elif reduction == "mean_nonzero":
-        weights = weights / _nonzero(x_side, y_side, negatives, config).clamp(min=1)
-    weights = torch.where(spoilt > 0, torch.nan, weights)
+        divisors = _nonzero(x_side, y_side, x_sums, config)
+    weights = make_weights(spoilt, divisors)
 
-    x_sums = negatives.x_sums if negatives else None
-    y_sums = negatives.y_sums if negatives else None
-    loss = weights[0] * positive_sum_and_gradient(x_side, y_side, x_gradient, x_sums, weights, True, config)
-    if y_gradient is not None:
-        positive_sum_and_gradient(y_side, x_side, y_gradient, y_sums, weights, False, config)
-    if negatives:
-        loss = loss + weights[1] * negatives.loss * (2 if self_form else 1)
-    return loss.to(accurate), x_gradient, y_gradient
+    # Every element is written.
+    x_gradient = x.new_empty(x.shape, dtype=accurate) if x_needs_gradient else None
+    positives = positive_losses_and_gradient(x_side, y_side, x_gradient, x_sums, weights, True, config)
+    y_gradient = None
+    if y is not None and y_needs_gradient:
+        y_gradient = y.new_empty(y.shape, dtype=accurate)
+        positive_losses_and_gradient(y_side, x_side, y_gradient, y_sums, weights, False, config)
+    loss = make_loss(
+        positives,
+        x_sums.losses if x_sums else None,
+        y_sums.losses if y_sums and not self_form else None,
+        weights,
+        2 if self_form else 1,
+        accurate,
+    )
+    return loss, x_gradient, y_gradient
+
+
+def _nothing(
+    x: Tensor, y: Tensor | None, x_needs_gradient: bool, y_needs_gradient: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return a loss of zero, and gradients of zeros where they are asked for."""
+    dtype = computed_dtype(x.dtype)
+    x_gradient = x.new_zeros(x.shape, dtype=dtype) if x_needs_gradient else None
+    y_gradient = y.new_zeros(y.shape, dtype=dtype) if y is not None and y_needs_gradient else None
+    return x.new_zeros((), dtype=dtype), x_gradient, y_gradient
 
 
 def _negatives(
     x: Ordered, y: Ordered, spoilt: Tensor, margin: float, x_wanted: bool, y_wanted: bool, config: Config
-) -> Negatives:
+) -> tuple[Sums, Sums]:
     frame = common_frame(x, y, margin)
 
     def side(ordered: Ordered) -> Side:
@@ -97,7 +110,7 @@ def _negatives(
     return negative_sums(x_side, y_side, spoilt, frame, margin, x_wanted, y_wanted, config)
 
 
-def _nonzero(x: Ordered, y: Ordered, negatives: Negatives | None, config: Config) -> Tensor:
+def _nonzero(x: Ordered, y: Ordered, sums: Sums | None, config: Config) -> Tensor:
     """Count the positive and the negative pairs whose loss is not zero."""
     self_form = y is x
     matches = ((x.other_ends - x.other_begins) * (x.classes != IGNORED)).sum()
@@ -105,7 +118,7 @@ def _nonzero(x: Ordered, y: Ordered, negatives: Negatives | None, config: Config
         (x.rows, x.classes) if self_form else (torch.cat([x.rows, y.rows]), torch.cat([x.classes, y.classes]))
     )
     nonzero = matches - count_equal_pairs(rows, classes, x.rows.shape[0], config.rows)
-    active = negatives.active * (2 if self_form else 1) if negatives else torch.zeros_like(nonzero)
+    active = sums.actives.sum() * (2 if self_form else 1) if sums else torch.zeros_like(nonzero)
     return torch.stack([nonzero, active])
 
 

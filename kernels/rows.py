@@ -147,7 +147,7 @@ def limits(n, error, rest_squares, margin, slack):
     return tl.where(tl.abs(a) < 1e30, a, -float("inf")), tl.where(tl.abs(b) < 1e25, b, float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def quantise(
     rows,
     classes,
@@ -231,7 +231,7 @@ def quantise(
     tl.store(bounds + 4 * padded + row, tl.where(summed, fine_b, float("inf")).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def make_steps(
     rows,
     centre,

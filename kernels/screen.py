@@ -2,8 +2,8 @@
 
 Products of digits are exact, so what they decide by the bounds of :mod:`mmfast.kernels.rows` is what float64 decides.
 Both answers are bit masks of 32 columns a word, and the same with rows and columns exchanged. A tile with few
-candidates has all of them looked at; in one with many the second digit decides nearly all, and the active ones go into
-sums of whole rows.
+candidates has all of them looked at; one with many is refined by the second digit, which decides nearly all, and the
+active ones go into sums of whole rows.
 """
 
 from __future__ import annotations
@@ -56,6 +56,17 @@ def crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M: tl.constexpr, BLOCK_N
 
 
 @triton.jit
+def pairs(x_classes, x_count, i, y_classes, y_count, j, SELF: tl.constexpr):
+    """Whether rows i and j are a negative pair, which in the self form is looked at in one order."""
+    x_class = tl.load(x_classes + i, mask=i < x_count, other=_IGNORED)
+    y_class = tl.load(y_classes + j, mask=j < y_count, other=_IGNORED)
+    pair = (x_class[:, None] != y_class[None, :]) & (x_class != _IGNORED)[:, None] & (y_class != _IGNORED)[None, :]
+    if SELF:
+        pair = pair & (j[None, :] > i[:, None])
+    return pair
+
+
+@triton.jit(do_not_specialize=["near_columns", "column_tiles", "first_row", "first_column", "x_count", "y_count"])
 def screen(
     spoilt,  # () int32: if it is not zero, nothing is screened
     near,  # (., near_columns) bytes: which tiles, of BLOCK_M rows on either side, can hold an active pair; if NEAR
@@ -74,13 +85,11 @@ def screen(
     x_count,
     y_count,
     depth,
-    certain,  # (block rows, block columns / 32) int32, and so is doubtful
-    doubtful,
-    certain_turned,  # (block columns, block rows / 32)
-    doubtful_turned,
+    doubtful,  # (block rows, block columns / 32) int32
+    doubtful_turned,  # (block columns, block rows / 32)
     block_rows,
     block_columns,
-    active,  # (row tiles, column tiles) int32: how many bits of certain
+    active,  # (row tiles, column tiles) int32: -1 where the tile has to be refined, if SUMMED
     dots,  # (block rows, block columns) int32, the products of the first digits, if GIVEN
     SELF: tl.constexpr,
     NEAR: tl.constexpr,
@@ -127,36 +136,92 @@ def screen(
     beyond = tl.fma(dot.to(tl.float32) * y_scale[None, :], x_scale[:, None], -y_least[None, :])
     if tl.max((tl.max(beyond, 1) > x_least).to(tl.int32), 0) == 0:  # the masks are zeros already
         return
-    x_class = tl.load(x_classes + i, mask=i < x_count, other=_IGNORED)
-    y_class = tl.load(y_classes + j, mask=j < y_count, other=_IGNORED)
-    pair = (x_class[:, None] != y_class[None, :]) & (x_class != _IGNORED)[:, None] & (y_class != _IGNORED)[None, :]
-    if SELF:
-        pair = pair & (j[None, :] > i[:, None])
+    pair = pairs(x_classes, x_count, i, y_classes, y_count, j, SELF)
     candidate = pair & (beyond > x_least[:, None])
     count = tl.sum(tl.sum(candidate.to(tl.int32), 1), 0)
     if count == 0:
         return
 
-    word = column_tile * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
-    at = row.to(tl.int64)[:, None] * (block_columns // 32) + word[None, :]
-    turned_word = row_tile * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
-    turned = turned_word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
     if SUMMED:  # noqa: SIM102
         if count >= BLOCK_M * BLOCK_N * _DENSE:
-            x_fine = x + x_padded.to(tl.int64) * depth
-            y_fine = y + y_padded.to(tl.int64) * depth
-            crossed = crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M, BLOCK_N, BLOCK_K)
-            both = (dot.to(tl.float32) + crossed.to(tl.float32) * (1.0 / 254)) * y_scale[None, :] * x_scale[:, None]
-            x_fine_bounds = x_bounds + x_padded * 3 + i
-            y_fine_bounds = y_bounds + y_padded * 3 + j
-            inactive = tl.load(x_fine_bounds)[:, None] + tl.load(y_fine_bounds)[None, :] >= both
-            candidate = candidate & (inactive == 0)
-            active_bound = tl.load(x_fine_bounds + x_padded)[:, None] + tl.load(y_fine_bounds + y_padded)[None, :]
-            proved = candidate & (active_bound < both)
-            candidate = candidate & (proved == 0)
-            tl.store(certain + at, pack_columns(proved))
-            tl.store(certain_turned + turned, pack_rows(proved))
-            tl.store(active + tile, tl.sum(tl.sum(proved.to(tl.int32), 1), 0))
-    tl.store(doubtful + at, pack_columns(candidate))
+            tl.store(active + tile, -1)
+            return
+    word = column_tile * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
+    tl.store(doubtful + row.to(tl.int64)[:, None] * (block_columns // 32) + word[None, :], pack_columns(candidate))
     if TURNED:
-        tl.store(doubtful_turned + turned, pack_rows(candidate))
+        word = row_tile * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
+        at = word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
+        tl.store(doubtful_turned + at, pack_rows(candidate))
+
+
+@triton.jit(do_not_specialize=["column_tiles", "first_row", "first_column", "x_count", "y_count"])
+def refine(
+    column_tiles,
+    first_row,  # and the rest as of the screen
+    first_column,
+    x_digits,
+    x_bounds,
+    x_classes,
+    x_padded,
+    y_digits,
+    y_bounds,
+    y_classes,
+    y_padded,
+    x_count,
+    y_count,
+    depth,
+    certain,
+    doubtful,
+    certain_turned,
+    doubtful_turned,
+    block_rows,
+    block_columns,
+    active,
+    dots,
+    SELF: tl.constexpr,
+    GIVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PART_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Decide the tiles with many candidates by both digits; some columns at a time, whose sums fit into registers."""
+    tile = tl.program_id(0)
+    if tl.load(active + tile) == 0:
+        return
+    row_tile = tile // column_tiles
+    row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = (first_row + row).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    x = x_digits + i[:, None] * depth + k[None, :]
+    x_fine = x + x_padded.to(tl.int64) * depth
+    number = 0
+    for start in range(tile % column_tiles * BLOCK_N, (tile % column_tiles + 1) * BLOCK_N, PART_N):
+        column = start + tl.arange(0, PART_N)
+        j = (first_column + column).to(tl.int64)
+        y = y_digits + j[:, None] * depth + k[None, :]
+        y_fine = y + y_padded.to(tl.int64) * depth
+        crossed = crossed_products(x, x_fine, y, y_fine, depth, BLOCK_M, PART_N, BLOCK_K).to(tl.float32) * (1.0 / 254)
+        if GIVEN:
+            dot = tl.load(dots + row.to(tl.int64)[:, None] * block_columns + column[None, :])
+        else:
+            dot = products(x, y, depth, BLOCK_M, PART_N, BLOCK_K)
+        both = (dot.to(tl.float32) + crossed) * tl.load(y_bounds + j)[None, :] * (2 * tl.load(x_bounds + i))[:, None]
+
+        x_fine_bounds = x_bounds + x_padded * 3 + i
+        y_fine_bounds = y_bounds + y_padded * 3 + j
+        possible = tl.load(x_fine_bounds)[:, None] + tl.load(y_fine_bounds)[None, :] < both
+        candidate = pairs(x_classes, x_count, i, y_classes, y_count, j, SELF) & possible
+        active_bound = tl.load(x_fine_bounds + x_padded)[:, None] + tl.load(y_fine_bounds + y_padded)[None, :]
+        proved = candidate & (active_bound < both)
+        candidate = candidate & (proved == 0)
+        word = start // 32 + tl.arange(0, PART_N // 32)
+        at = row.to(tl.int64)[:, None] * (block_columns // 32) + word[None, :]
+        tl.store(certain + at, pack_columns(proved))
+        tl.store(doubtful + at, pack_columns(candidate))
+        word = row_tile * (BLOCK_M // 32) + tl.arange(0, BLOCK_M // 32)
+        at = word[:, None] + column.to(tl.int64)[None, :] * (block_rows // 32)
+        tl.store(certain_turned + at, pack_rows(proved))
+        tl.store(doubtful_turned + at, pack_rows(candidate))
+        number += tl.sum(tl.sum(proved.to(tl.int32), 1), 0)
+    tl.store(active + tile, number)

@@ -22,7 +22,7 @@ def count_ones(word):
     return (word * 0x01010101) >> 24
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_tiles", "column_tiles"])
 def list_tiles(
     active,  # (row_tiles, column_tiles) int32
     row_tiles,
@@ -51,7 +51,7 @@ def list_tiles(
     tl.store(column_counts + tile - row_tiles, count, mask=tile >= row_tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["other_tiles"])
 def add_digits(
     words,  # (own tiles * BLOCK_M, words_per_row) int32
     words_per_row,
@@ -98,7 +98,7 @@ def add_digits(
         tl.store(pairs + first + row, ones)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["own_count"])
 def add_totals(
     totals,  # (WIDE, count, depth) int32
     pairs,  # (count,) int32
@@ -161,7 +161,7 @@ def add_totals(
     tl.store(at, tl.load(at) + loss)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "own_count"])
 def add_pairs(
     words,  # (rows, words_per_row) int32
     rows,

@@ -29,8 +29,8 @@ def _on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the loss of tensors on the CPU computed on the GPU; autograd brings the gradients back."""
 
     def moved(embeddings: Any, labels: Any, ref_emb: Any = None, ref_labels: Any = None, **options: Any) -> Any:
-        given = (None if t is None else t.cuda() for t in (embeddings, labels, ref_emb, ref_labels))
-        return contrastive_loss(*given, **options).to(embeddings.device)
+        ref = (None, None) if ref_emb is None else (ref_emb.cuda(), ref_labels.cuda())
+        return contrastive_loss(embeddings.cuda(), labels.cuda(), *ref, **options).to(embeddings.device)
 
     monkeypatch.setattr(mmfast, "contrastive_loss", moved)
 

@@ -199,9 +199,9 @@ def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.Monk
     tuner, rest = configs.tuned(negatives.screen, choices, ["depth"])
     assert rest == {"enable_fp_fusion": False}
     assert [(c.kwargs["BLOCK_K"], c.num_warps, c.num_stages) for c in tuner.configs] == [
-        (64, 8, 3),  # of 128 features at a time there are only 64
-        (64, 8, 4),
         (64, 8, 2),
+        (32, 8, 4),
+        (32, 8, 3),
     ]
     assert configs.tuned(negatives.screen, choices, ["depth"])[0] is tuner
 
