@@ -232,6 +232,21 @@ def test_where(index: DurableIndex, kind: str) -> None:
     assert found(keys[5:9]) == set()
 
 
+@pytest.mark.parametrize("kind", ["memory", *KINDS], indirect=True)
+def test_keys_repeated_are_read_again_and_allowed_once(kind: str, folder: Path) -> None:
+    """Neighbours of several queries may be the same; what changes an index must not be told twice."""
+    index = Index(6, "l2sq", "f32") if kind == "memory" else Index.open(folder, 6, "l2sq", "f32", key_kind=kind)
+    keys = named("int" if kind == "memory" else kind, range(4))
+    index.add(keys, ROWS[:4])
+    repeated = [keys[3], keys[1], keys[3]]
+    np.testing.assert_array_equal(index.get(repeated), ROWS[[3, 1, 3]])
+    assert index.search(ROWS[1], 4, where=repeated).keys.tolist()[:3] == [keys[1], keys[3], (-1, None)[kind == "str"]]
+    assert sorted(index.range_search(ROWS[1], 1e6, where=repeated).keys.tolist()) == [keys[1], keys[3]]
+    for change in (index.remove, lambda keys: index.add(keys, ROWS[:3]), lambda keys: index.upsert(keys, ROWS[:3])):
+        with pytest.raises(ValueError, match=r"keys must be distinct; repeated: .*3"):
+            change(repeated)
+
+
 def test_metadata(index: DurableIndex, kind: str, folder: Path) -> None:
     keys = named(kind, range(6))
     index.add(keys[0], ROWS[0], {"a": 1})

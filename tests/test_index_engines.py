@@ -162,7 +162,6 @@ def test_radius_of_an_empty_index() -> None:
         (lambda index, q: index.search(q, 1, where=col("a") > 1), TypeError, r"^where.*> 1\); .*mmfast\.Index\.open"),
         (lambda index, q: index.range_search(q, 1, where=col("a")), TypeError, "where .*compare it"),
         (lambda index, q: index.search(q, 1, where=[1.0]), TypeError, "where must be integers"),
-        (lambda index, q: index.search(q, 1, where=[1, 1]), ValueError, "where must be distinct"),
         (lambda index, q: index.search(q, 1, where=np.ones((2, 2), dtype=bool)), ValueError, "where must have shape"),
         (lambda index, q: index.search(q, 1, exact=1), TypeError, "exact must be True or False"),
         (lambda index, q: index.get([5]), KeyError, "does not hold the keys 5"),

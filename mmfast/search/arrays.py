@@ -99,8 +99,8 @@ def _floating_point(name: str, rows: object) -> npt.NDArray[Any] | Tensor:
     )
 
 
-def check_keys(keys: object, name: str = "keys") -> npt.NDArray[np.int64]:
-    """Return ``keys`` as a fresh int64 vector of distinct keys in [0, 2**63 - 1); one integer is a vector of one."""
+def check_keys(keys: object, name: str = "keys", *, distinct: bool = True) -> npt.NDArray[np.int64]:
+    """Return ``keys`` as a fresh int64 vector of keys in [0, 2**63 - 1); one integer is a vector of one."""
     array = _integers(keys, name)
     if array.ndim > 1:
         raise ValueError(f"{name} must be one integer or one-dimensional, got shape {array.shape}")
@@ -112,10 +112,11 @@ def check_keys(keys: object, name: str = "keys") -> npt.NDArray[np.int64]:
             f"{name} must be at least 0 and below 2**63 - 1, got {examples(array[outside])} "
             f"at position {int(np.flatnonzero(outside)[0])}"
         )
-    ordered = np.sort(array)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise ValueError(f"{name} must be distinct; repeated: {examples(np.unique(repeated))}")
+    if distinct:
+        ordered = np.sort(array)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            raise ValueError(f"{name} must be distinct; repeated: {examples(np.unique(repeated))}")
     return array.astype(np.int64)
 
 

@@ -37,7 +37,7 @@ class Filter:
         if isinstance(where, (np.ndarray, torch.Tensor)) and where.dtype in (np.bool_, torch.bool):
             return cls(mask=arrays.check_mask("where", where, len(where) if where.ndim else 0))
         listed = list(where) if isinstance(where, (set, frozenset)) else where
-        return cls(keys=arrays.check_keys(listed, "where"))
+        return cls(keys=arrays.check_keys(listed, "where", distinct=False))
 
     def is_empty(self) -> bool:
         """Tell whether no key is listed."""

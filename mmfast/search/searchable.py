@@ -51,8 +51,9 @@ class Searchable(Made):
         ef : int, optional
             Candidates kept while walking the graph, in place of what ``recall`` asks for; not with ``exact``.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
-            The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed. As many
-            of them as there are, up to k, are found; a mask that marks none of those held is warned of.
+            The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed, once or
+            more often. As many of them as there are, up to k, are found; a mask that marks none of those held is
+            warned of.
 
         Returns
         -------
@@ -139,23 +140,25 @@ class Searchable(Made):
         Parameters
         ----------
         keys : int, or sequence, array or tensor of integers, shape (N,)
+            In any order, and repeated where they are, as neighbours of several queries may be.
 
         Returns
         -------
         numpy.ndarray of float32, shape (N, ndim)
+            A row for each of the keys.
 
         Raises
         ------
         KeyError
             If the index does not hold one of them.
         TypeError, ValueError
-            If keys are not integers, are out of range or are repeated.
+            If keys are not integers or are out of range.
 
         Examples
         --------
         See :meth:`upsert`.
         """
-        checked = arrays.check_keys(keys)
+        checked = arrays.check_keys(keys, distinct=False)
         state = self._state
         self._check_held(state, checked, "nothing returned")
         found = np.empty((len(checked), self.ndim), dtype=np.float32)
