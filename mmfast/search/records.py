@@ -52,12 +52,7 @@ class Codec:
         """Return ``keys`` as a list of int or str."""
         if self.strings:
             return _check_str_keys(keys, distinct)
-        if distinct:
-            return list(check_keys(keys).tolist())
-        array = np.asarray(keys).reshape(-1)
-        if array.size:
-            check_keys(np.unique(array))
-        return list(array.tolist())
+        return list(check_keys(keys, distinct=distinct).tolist())
 
     def of_kind(self, keys: list[Any]) -> Keys:
         """Return keys that were read as an int64 array, or a list of str."""
