@@ -220,10 +220,11 @@ def test_an_older_truth_beside_a_newer_snapshot(folder: Path, caplog: pytest.Log
     assert "restored from a copy" in caplog.text
     for number in range(5):
         with Index.open(folder) as index:
-            assert index.verify() == []
+            assert index.verify() == [caplog.messages[-1].replace(": reading all rows", "")]
             index.upsert([f"{number + 200}"], ROWS[[number + 200]])
     with Index.open(folder) as index:
         check(index)
+        index.build()
         assert index.verify() == []
 
 
@@ -240,12 +241,42 @@ def test_a_truth_of_the_same_origin_that_went_another_way(folder: Path, caplog: 
     with Index.open(folder) as index:
         assert "is of another past than the index" in caplog.text
         check(index)
-        assert index.verify() == []
         index.build()
+        assert index.verify() == []
     caplog.clear()
     with Index.open(folder) as index:
         check(index)
     assert caplog.text == ""
+
+
+def test_a_snapshot_of_another_index_is_a_problem(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Index.open(folder.parent / "other", 8, "l2sq", "f32", key_kind="str") as other:
+        other.build()
+    shutil.copy(folder.parent / "other" / "snapshot.index", folder / "snapshot.index")
+    with Index.open(folder) as index:
+        (problem,) = index.verify()
+        assert f"{folder / 'snapshot.index'} belongs to another index; nothing is lost" in problem
+        assert problem == caplog.messages[0].replace(": reading all rows", "")
+        check(index)
+        index.build()
+        assert index.verify() == []
+
+
+def test_what_could_not_be_compared_is_not_called_right(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer forgets what it removed while a reader verifies."""
+    with Index.open(folder) as writer, Index.open(folder, read_only=True) as reader:
+        rows = Truth.rows
+
+        def reading(truth: Truth) -> Any:
+            writer.remove(["500"])
+            writer.compact()
+            return rows(truth)
+
+        monkeypatch.setattr(Truth, "rows", reading)
+        (problem,) = reader.verify()
+        assert "was not compared" in problem
+        monkeypatch.undo()
+        assert reader.verify() == []
 
 
 def test_compacting_keeps_the_snapshot_of_use(

@@ -235,7 +235,11 @@ class DurableIndex(Following):
         held = np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in state.parts())])
         wrong.append(np.setdiff1d(held, np.concatenate(seen)))
         changes = self._truth.changes(version)  # while rows were read
-        if changes is not None:
+        if changes is None:
+            problems.append(
+                "the index in memory was not compared: the database forgot meanwhile what changed; try again"
+            )
+        else:
             differing = np.setdiff1d(np.concatenate(wrong), np.concatenate([changes.ids, changes.removed_ids]))
             if len(differing):
                 problems.append(f"the index in memory differs from the database in {arrays.examples(differing)}")

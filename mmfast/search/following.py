@@ -108,10 +108,8 @@ class Following(Made):
         self._snapshot = _identity(path)
         try:
             meta, sections = storage.unpack(storage.map_file(str(path)), str(path))
-            if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
-                return "belongs to another index"
-            if meta["name"] not in self._truth.snapshots():
-                return "is of another past than the index, which was restored from a copy"
+            if (why := self._foreign(meta)) is not None:
+                return why
             self._named = str(meta["name"]), max(int(meta["version"]), 0)
             start = _Start(*unpack_state(self._settings, sections), int(meta["version"]))
         except FileNotFoundError:
@@ -120,16 +118,27 @@ class Following(Made):
             return _unusable(path, error)
         return None if self._catch_up(start) else "is too old to be brought up to date"
 
+    def _foreign(self, meta: dict[str, Any]) -> str | None:
+        """Say in words why a snapshot is not one of this index, if it is none."""
+        if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
+            return "belongs to another index"
+        if meta["name"] not in self._truth.snapshots():
+            return "is of another past than the index, which was restored from a copy"
+        return None
+
     def _snapshot_problem(self) -> str | None:
         """Say in words what is wrong with the snapshot's file, if anything."""
         path = self._folder / SNAPSHOT
+        seen = _identity(path)
         try:
-            storage.unpack(storage.map_file(str(path)), str(path))
+            why = self._foreign(storage.unpack(storage.map_file(str(path)), str(path))[0])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            return f"{path} {_unusable(path, error)}; {_ANEW}"
-        return None
+        except _UNREADABLE as error:
+            why = _unusable(path, error)
+        if why is not None and _identity(path) != seen:  # it was replaced meanwhile
+            return self._snapshot_problem()
+        return None if why is None else f"{path} {why}; {_ANEW}"
 
     def _build_after_loading(self) -> None:
         """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
