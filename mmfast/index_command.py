@@ -101,9 +101,7 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queries", type=Path, metavar="QUERIES.npy", help="of shape (N, D), or (D,) for one")
     parser.add_argument("-k", type=positive_integer, default=10, help="rows to find for each query (default: 10)")
     effort = parser.add_mutually_exclusive_group()
-    effort.add_argument(
-        "--recall", type=_share, default=0.95, help="share of the nearest that is to be found (default: 0.95)"
-    )
+    effort.add_argument("--recall", type=_share, help="share of the nearest that is to be found (default: 0.95)")
     effort.add_argument("--exact", action="store_true", help="look at all rows")
     effort.add_argument("--ef", type=positive_integer, metavar="N", help="candidates kept while walking the graph")
     parser.add_argument("--where", metavar="CONDITION", help=f'of the metadata, as "{EXAMPLE}"')

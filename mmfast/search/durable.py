@@ -158,7 +158,7 @@ class DurableIndex(Following):
         queries: object,
         k: int,
         *,
-        recall: float = 0.95,
+        recall: float | None = None,
         exact: bool = False,
         ef: int | None = None,
         where: object = None,

@@ -18,6 +18,8 @@ from mmfast.search.settings import Made, check_fraction, check_int, check_key, c
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
 
+_RECALL = 0.95  # where nothing is asked for
+
 
 class Searchable(Made):
     """The present state of an index, to be searched and read."""
@@ -29,7 +31,7 @@ class Searchable(Made):
         queries: object,
         k: int,
         *,
-        recall: float = 0.95,
+        recall: float | None = None,
         exact: bool = False,
         ef: int | None = None,
         where: object = None,
@@ -47,9 +49,10 @@ class Searchable(Made):
             the index measured with rows like its own which effort reaches which recall (:meth:`recall_curve`). Queries
             of another kind than the rows may reach less: :meth:`tune` measures with them.
         exact : bool, default False
-            Whether to look at all rows. The engine for few rows, for small shares of them and for ``recall=1``.
+            Whether to look at all rows, in place of what ``recall`` asks for. The engine for few rows, for small shares
+            of them and for ``recall=1``.
         ef : int, optional
-            Candidates kept while walking the graph, in place of what ``recall`` asks for; not with ``exact``.
+            Candidates kept while walking the graph, likewise. Of the three one at most is to be given.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed, once or
             more often. As many of them as there are, up to k, are found; a mask that marks none of those held is
@@ -77,13 +80,7 @@ class Searchable(Made):
         array([[2, 0]])
         """
         k = check_int("k", k, 1, 2**31 - 1)
-        if ef is not None:
-            ef = check_int("ef", ef, 1, 2**31 - 1)
-        if not isinstance(exact, bool):
-            raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
-        if exact and ef is not None:
-            raise ValueError(f"ef must not be given with exact=True, which looks at all rows; got {ef}: leave one out")
-        options = searching.Options(check_fraction("recall", recall), exact, ef)
+        options = _options(recall, exact, ef)
         asked, single, threads = self._queries(queries)
         misuse.refuse_condition(where)
         allowed, state = Filter.of(where), self._state
@@ -266,6 +263,20 @@ class Searchable(Made):
         array([], dtype=int64)
         """
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
+
+
+def _options(recall: float | None, exact: bool, ef: int | None) -> searching.Options:
+    """Return how to search; of the three one at most is given."""
+    if ef is not None:
+        ef = check_int("ef", ef, 1, 2**31 - 1)
+    wanted = _RECALL if recall is None else check_fraction("recall", recall)
+    if not isinstance(exact, bool):
+        raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
+    effort = {"recall": recall, "exact": exact or None, "ef": ef}
+    given = [f"{name}={value}" for name, value in effort.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"recall, exact and ef exclude each other, got {' and '.join(given)}: leave all but one out")
+    return searching.Options(wanted, exact, ef)
 
 
 for _method in (Searchable.search, Searchable.range_search, Searchable.get, Searchable.tune):
