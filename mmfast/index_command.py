@@ -130,7 +130,7 @@ def _search(args: argparse.Namespace) -> int:
         _check_queries(args.queries, queries, index)
         k = min(args.k, max(len(index), 1))  # room is made for k rows of each query
         with warnings.catch_warnings():
-            warnings.simplefilter("error", EmptyFilterWarning)  # of a column that no row has
+            warnings.simplefilter("error", EmptyFilterWarning)  # of what no row has
             try:
                 found = _find(index, queries, k, args, where)
             except EmptyFilterWarning as warning:

@@ -184,6 +184,28 @@ def test_a_condition_that_is_remembered(index: DurableIndex, kind: str) -> None:
     assert [segment() for segment in segments] == [None, None]  # what is remembered does not hold them
 
 
+def test_a_comparison_with_values_of_another_kind_is_told(index: DurableIndex, kind: str) -> None:
+    documents = [{"n": 1, "mixed": "1", "list": [1]}, {"n": 2.5, "mixed": True, "odd": None}, {"n": None, "odd": False}]
+    index.add(named(kind, range(3)), ROWS[:3], documents)
+    n, mixed, odd = col("n"), col("mixed"), col("odd")
+    only = "; a comparison holds among values of one kind only$"
+    for where, told in (
+        (n == "1", r"text in column 'n' \(it has numbers\)"),
+        (n.is_in(["1", True]), r"text or truth values in column 'n' \(it has numbers\)"),
+        (n.contains("1"), r"text in column 'n' \(it has numbers\)"),
+        (mixed >= 1, r"numbers in column 'mixed' \(it has text and truth values\)"),
+        (odd == 0, r"numbers in column 'odd' \(it has truth values\)"),
+        (col("list") == 1, r"numbers in column 'list' \(it has lists\)"),
+        ((odd == 0) | (n == True), r"numbers in column 'odd' .*, or truth values in column 'n' .*"),  # noqa: E712
+    ):
+        with pytest.warns(UserWarning, match=f"where: no row of the index has {told}{only}"):
+            assert index.search(ROWS[0], 1, where=where).keys.tolist() == [(-1, None)[kind == "str"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for where in (n == 7, (n == 7) | (n == "7"), n.is_in([7, "7"]), n.is_in([]), mixed == "2", odd == True):  # noqa: E712
+            assert index.range_search(ROWS[0], 1e6, where=where).keys.tolist() == []
+
+
 def test_where(index: DurableIndex, kind: str) -> None:
     keys = named(kind, range(200))
     index.add(keys[:150], ROWS[:150], [{"n": n, "odd": bool(n % 2)} for n in range(150)])

@@ -146,10 +146,12 @@ def test_no_room_is_made_for_more_rows_than_there_are(films: Path, capsys: pytes
 
 
 def test_nothing_found_is_said(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "search", "films", "q.npy", "--where", "year > '3'")[:2] == (
+    assert run(capsys, "search", "films", "q.npy", "--where", "year > 9999")[:2] == (
         0,
         "nothing found: no row fulfils --where\n",
     )
+    message = refused(capsys, "search", "films", "q.npy", "--where", "year > '3'")
+    assert "--where: no row of the index has text in column 'year' (it has numbers)" in message
     message = refused(capsys, "search", "films", "q.npy", "--where", "yeer > 3 or year > 9999")
     assert "no row of the index has a column 'yeer'; it has year, title, by; did you mean 'year'?" in message
     Index.open("empty", NDIM).close()

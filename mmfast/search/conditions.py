@@ -20,7 +20,11 @@ import numpy as np
 
 Scalar = bool | int | float | str
 
-_KINDS = {"number": "IN ('integer', 'real')", "text": "= 'text'"}
+# The kinds of values that there are, and SQLite's types of each.
+KINDS = {
+    "numbers": "'integer', 'real'", "text": "'text'", "truth values": "'true', 'false'", "lists": "'array'",
+    "objects": "'object'",
+}  # fmt: skip
 # What columns of pandas, Polars and SQL call the methods here.
 _MEANT = {
     **dict.fromkeys(("isin", "in_"), "{}.is_in([...])"),
@@ -206,7 +210,6 @@ class _Test(Condition):
         path = self.column.path
         if isinstance(self.value, bool):
             return "json_type(metadata, ?) IS ?", [path, "true" if self.value else "false"]
-        kind = _KINDS["text" if isinstance(self.value, str) else "number"]
         parameters: list[object] = [path, path]
         if path in expressions:
             extracted = expressions[path]
@@ -215,7 +218,8 @@ class _Test(Condition):
             parameters.append(path)
         text, values = self._compared(extracted)
         # IS NOT NULL first: where the path leads nowhere, false AND NULL is false.
-        sql = f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) {kind} AND {text})"
+        types = KINDS[_kind(self.value)]
+        sql = f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) IN ({types}) AND {text})"
         return sql, [*parameters, *values]
 
     def _compared(self, extracted: str) -> tuple[str, list[object]]:
@@ -258,10 +262,10 @@ class _In(Condition):
         extracted, own = expressions.get(path, "json_extract(metadata, ?)"), [] if path in expressions else [path]
         parts: list[str] = []
         parameters: list[object] = []
-        for kind, values in (("number", numbers), ("text", texts)):
+        for kind, values in (("numbers", numbers), ("text", texts)):
             if values:
                 parts.append(
-                    f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) {_KINDS[kind]} "
+                    f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) IN ({KINDS[kind]}) "
                     f"AND {extracted} IN (SELECT value FROM json_each(?)))"
                 )
                 parameters += [path, path, *own, json.dumps(values)]
@@ -305,13 +309,26 @@ class _Many(Condition):
         return self._SIGNS[self.operator].join(inner)
 
 
-def columns_of(condition: Condition) -> list[Column]:
-    """Return the columns that a condition asks for."""
+def asked(condition: Condition) -> dict[str, tuple[Column, set[str]]]:
+    """Return by path the columns that a condition asks for, and of which kinds the values are that it compares with."""
+    found: dict[str, tuple[Column, set[str]]] = {}
+    for leaf in _leaves(condition):
+        values = leaf.values if isinstance(leaf, _In) else (leaf.value,) if isinstance(leaf, _Test) else ()
+        _, kinds = found.setdefault(leaf.column.path, (leaf.column, set()))
+        kinds.update(map(_kind, values))
+    return found
+
+
+def _leaves(condition: Condition) -> list[_Test | _Null | _In]:
     if isinstance(condition, _Many):
-        return [column for each in condition.conditions for column in columns_of(each)]
+        return [leaf for each in condition.conditions for leaf in _leaves(each)]
     if isinstance(condition, _Not):
-        return columns_of(condition.condition)
-    return [condition.column] if isinstance(condition, (_Test, _Null, _In)) else []
+        return _leaves(condition.condition)
+    return [condition] if isinstance(condition, (_Test, _Null, _In)) else []
+
+
+def _kind(value: Scalar) -> str:
+    return "truth values" if isinstance(value, bool) else "text" if isinstance(value, str) else "numbers"
 
 
 def _combine(operator: str, left: Condition, right: object) -> Condition:

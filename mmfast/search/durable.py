@@ -166,9 +166,10 @@ class DurableIndex(Following):
         """Find the ``k`` nearest rows of each query, as :meth:`mmfast.Index.search` does.
 
         ``where`` may also be a condition on metadata, or list keys that are strings; keys that are not held are not
-        found. A warning names the columns that no row has of a condition that no row fulfils. Finding the rows that
-        fulfil a condition takes far longer than a search among them (about 0.5 µs for each row of the index, or of
-        those that ``indexed_columns`` leaves); for the conditions asked last it is done once, until something changes.
+        found. A warning names the columns of a condition that no row fulfils which no row has, or none with values of
+        the kind that they are compared with. Finding the rows that fulfil a condition takes far longer than a search
+        among them (about 0.5 µs for each row of the index, or of those that ``indexed_columns`` leaves); for the
+        conditions asked last it is done once, until something changes.
         """
         self._refresh()
         self._know_names()

@@ -11,7 +11,7 @@ from mmfast.search.state import State
 
 
 class EmptyFilterWarning(UserWarning):
-    """A mask marks no key that is held, or a condition that no row fulfils asks for a column that no row has."""
+    """A mask marks no key that is held, or a condition that no row fulfils asks for what no row has."""
 
 
 def refuse_condition(where: object) -> None:

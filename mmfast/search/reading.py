@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.search.arrays import check_keys
-from mmfast.search.conditions import Condition, columns_of
+from mmfast.search.conditions import KINDS, Condition, asked
 from mmfast.search.database import Database, damaged
 from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
@@ -97,8 +97,8 @@ class Reading:
             version, count, _, _ = self._state(connection)
             try:
                 text, parameters = condition.sql(expressions)
-                asked = repr((text, parameters))
-                if (known := self._recent.get(asked, version)) is not None:
+                wanted = repr((text, parameters))
+                if (known := self._recent.get(wanted, version)) is not None:
                     return known
                 # Also rows without metadata fulfil what holds for the absence of all columns.
                 (absent,) = connection.execute(f"SELECT {text} FROM (SELECT NULL AS metadata)", parameters).fetchone()
@@ -112,14 +112,25 @@ class Reading:
                 raise ValueError(f"condition is too large for SQLite ({error}); use is_in for many values") from error
         ids.sort()
         ids.flags.writeable = False
-        return self._recent.put(asked, version, ids, count)
+        return self._recent.put(wanted, version, ids, count)
 
     def unknown(self, condition: Condition) -> str | None:
-        """Say which columns of ``condition`` no row has, and which there are; None where all are known."""
-        columns = {column.path: column for column in columns_of(condition)}
-        has = "SELECT EXISTS (SELECT 1 FROM documents WHERE json_type(metadata, ?) <> 'null')"
+        """Say which columns of ``condition`` no row has, or has values in that can be compared; None where all are."""
+        has = "SELECT EXISTS (SELECT 1 FROM documents WHERE json_type(metadata, ?) IN ({}))"
+        types = "SELECT DISTINCT json_type(metadata, ?) FROM documents"
+        lacking, odd = [], []
         with self._database.read() as connection:
-            lacking = [each for each in columns.values() if not connection.execute(has, (each.path,)).fetchone()[0]]
+            for column, kinds in asked(condition).values():
+                fitting = ", ".join(KINDS[kind] for kind in kinds or KINDS)
+                if connection.execute(has.format(fitting), (column.path,)).fetchone()[0]:
+                    continue
+                held = {f"'{name}'" for (name,) in connection.execute(types, (column.path,))}
+                if there := [kind for kind, of_it in KINDS.items() if held.intersection(of_it.split(", "))]:
+                    odd.append(f"{' or '.join(sorted(kinds))} in column {column.name} (it has {' and '.join(there)})")
+                else:
+                    lacking.append(column)
+            if odd and not lacking:
+                return f"no row of the index has {', or '.join(odd)}; a comparison holds among values of one kind only"
             if not lacking:
                 return None
             texts = connection.execute(f"SELECT metadata FROM documents ORDER BY id LIMIT {_SAMPLED}").fetchall()
