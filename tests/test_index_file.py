@@ -176,7 +176,7 @@ def test_a_failing_save_leaves_the_old_file(saved: Path, stage: str, monkeypatch
             index.save(saved)
     else:
         monkeypatch.setattr(os, stage, fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=rf"No space left on device: '{saved}'"):
             index.save(saved)
     monkeypatch.undo()
     assert saved.read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -47,6 +48,17 @@ def test_nothing_is_made_with_odd_settings(settings: dict[str, object], error: t
     with pytest.raises(ValueError, match="key_kind must be"):
         Truth.open(folder, SETTINGS, key_kind="bytes")
     assert not folder.exists()
+
+
+def test_no_room_for_the_lock_is_told_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match=rf"No space left on device: '{folder / 'writer.lock'}'"):
+        Truth.open(folder, SETTINGS, key_kind="int")
+    monkeypatch.undo()
+    Truth.open(folder, SETTINGS, key_kind="int").close()
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:

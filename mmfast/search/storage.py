@@ -23,8 +23,8 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -119,27 +119,39 @@ def write_atomically(path: FilePath, parts: Sequence[Bytes]) -> None:
     temporary = target.parent / f"{_TEMPORARY[0]}{secrets.token_hex(6)}{_TEMPORARY[1]}"
     folder = os.open(target.parent, os.O_RDONLY)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
-        try:
-            with open(descriptor, "wb") as file:
-                if mode is not None:
-                    os.fchmod(file.fileno(), mode)  # the umask does not apply to a file that was there
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with suppress(OSError):  # the error that brought us here is the one to tell
-                temporary.unlink()
-            raise
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, and need not
+        with naming(target):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+            try:
+                with open(descriptor, "wb") as file:
+                    if mode is not None:
+                        os.fchmod(file.fileno(), mode)  # the umask does not apply to a file that was there
+                    for part in parts:
+                        file.write(part)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except BaseException:
+                with suppress(OSError):  # the error that brought us here is the one to tell
+                    temporary.unlink()
                 raise
+            try:
+                os.fsync(folder)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, and need not
+                    raise
     finally:
         os.close(folder)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of the system that name none: those of a descriptor, as of a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -15,6 +15,8 @@ import os
 import weakref
 from pathlib import Path
 
+from mmfast.search.storage import naming
+
 _held: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
 
@@ -25,6 +27,7 @@ class WriterLock:
     """
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
+        self._path = path
         while True:
             # Kept as a file object, which is closed, and with it the lock, when this object goes unclosed.
             flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
@@ -44,7 +47,8 @@ class WriterLock:
 
     def note(self, version: int) -> None:
         """Note that ``version`` is committed."""
-        os.pwrite(self._file.fileno(), _line(os.getpid(), version), 0)
+        with naming(self._path):
+            os.pwrite(self._file.fileno(), _line(os.getpid(), version), 0)
 
     def release(self) -> None:
         """Let others write."""
