@@ -153,6 +153,12 @@ def test_radius_of_an_empty_index() -> None:
         (lambda index, q: index.range_search(q, np.inf), ValueError, "radius must be finite"),
         (lambda index, q: index.search(q, 1, recall=0), ValueError, "recall must be above 0"),
         (lambda index, q: index.search(q, 1, recall=95), ValueError, "at most 1, got 95"),
+        (
+            lambda index, q: index.search(q, 1, recall=10**400),
+            ValueError,
+            "recall must be a number that a float can hold",
+        ),
+        (lambda index, q: index.range_search(q, -(10**5000)), ValueError, "radius must be a number that a float"),
         (lambda index, q: index.search(q, 1, recall="1"), TypeError, "recall must be a number"),
         (lambda index, q: index.search(q, 1, ef=0), ValueError, "ef must be from 1"),
         (lambda index, q: index.search(q, 1, ef=2.0), TypeError, "ef must be an int"),

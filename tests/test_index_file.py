@@ -293,6 +293,18 @@ def test_a_replaced_file_keeps_its_permissions(saved: Path, mode: int, monkeypat
     assert [*modes, saved.stat().st_mode & 0o777] == [mode, mode]
 
 
+@pytest.mark.parametrize("name", ["a\0b", b"a\0b", Path("a\0b")])
+def test_names_have_no_nul(name: Any) -> None:
+    for argument, use in (
+        ("path", Index(3).save),
+        ("path", Index.load),
+        ("path", Index.from_usearch),
+        ("folder", lambda folder: Index.open(folder, 3)),
+    ):
+        with pytest.raises(ValueError, match=rf"{argument} must have no NUL.*, got 'a\\x00b'"):
+            use(name)
+
+
 def test_names_may_be_bytes_and_long(saved: Path) -> None:
     index = Index.load(saved)
     for name in (b"bytes", b"\xff", ("é" * 127 + "x").encode()):

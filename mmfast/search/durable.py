@@ -64,7 +64,7 @@ class DurableIndex(Following):
         progress: bool,
     ) -> DurableIndex:
         """Open the folder, made first where there is none and ``given`` has ndim."""
-        path = Path(os.path.realpath(os.fsdecode(folder)))
+        path = Path(os.path.realpath(storage.as_name("folder", folder)))
         if key_kind is not None:
             check_choice("key_kind", key_kind, ("int", "str"))
         given = {name: value for name, value in given.items() if value is not None}

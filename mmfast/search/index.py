@@ -363,7 +363,7 @@ class Index(Searchable):
         --------
         See :meth:`save`.
         """
-        name = os.fsdecode(path)  # open() alone would take an int, as a file descriptor
+        name = storage.as_name("path", path)  # open() alone would take an int, as a file descriptor
         if os.path.isdir(name):
             raise IsADirectoryError(f"{name} is a folder, and load reads a file; open a folder with mmfast.Index.open")
         return cls._unpack(storage.map_file(name), name)
@@ -398,7 +398,7 @@ class Index(Searchable):
         ...     mmfast.Index.from_usearch(f"{folder}/bare.usearch")
         Index(ndim=4, metric='l2sq', dtype='f32', 2 keys)
         """
-        found = read_usearch(os.fsdecode(path))
+        found = read_usearch(storage.as_name("path", path))
         dtype = "f32" if found.dtype == "f64" else found.dtype
         index = cls(found.ndim, found.metric, dtype, connectivity=max(2, found.connectivity))
         rows = found.rows if found.dtype in ("f64", "f32", "f16") else arrays.widen(found.rows, found.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from dataclasses import dataclass
 from numbers import Real
 
@@ -131,7 +132,12 @@ def _as_float(name: str, value: object) -> float:
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating, np.integer)):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # of an int, which may have more digits than can be shown
+        raise ValueError(
+            f"{name} must be a number that a float can hold, got one beyond {sys.float_info.max}"
+        ) from None
 
 
 def check_key(value: object) -> int | None:

@@ -55,6 +55,14 @@ def pack(meta: dict[str, Any], sections: Sequence[Bytes]) -> list[Bytes]:
     return [*parts, checksum.digest()]
 
 
+def as_name(argument: str, path: FilePath) -> str:
+    """Return the path that was given as ``argument`` as a str."""
+    name = os.fsdecode(path)
+    if "\0" in name:
+        raise ValueError(f"{argument} must have no NUL, which ends the names of files, got {name!r}")
+    return name
+
+
 def map_file(name: str) -> Bytes:
     """Return the content of a regular file, mapped."""
     # Opening a pipe would wait for someone to write into it.
@@ -112,7 +120,7 @@ def write_atomically(path: FilePath, parts: Sequence[Bytes]) -> None:
     An error leaves the old file, but for one: where the disk fails to note the new name, the new file is in place, and
     might not outlive a crash.
     """
-    target = Path(os.fsdecode(os.path.realpath(path)))  # through a symbolic link to the file that it names
+    target = Path(os.path.realpath(as_name("path", path)))  # through a symbolic link to the file that it names
     mode = _replaceable(target)
     # In the same folder, since a rename is atomic only within one file system, and under a short name, since that of
     # the target may be as long as names can be. O_EXCL: never over another's file.
