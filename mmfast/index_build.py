@@ -138,7 +138,7 @@ def _add(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Names
     """Add all rows; where that is cut short, say what is there and what completes it."""
     put = index.upsert if args.upsert else index.add
     # One graph is built in the end. Those that would be built meanwhile, in the background, would be thrown away.
-    index._engine._folder.stop()
+    index._engine._folding.stop()
     try:
         with Bar("adding rows", vectors.rows, wanted=True) as bar:
             for start, block, metadata in vectors.batches(args.batch):

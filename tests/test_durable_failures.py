@@ -212,7 +212,7 @@ def test_an_interrupt_ends_a_build(folder: Path) -> None:
     rows = gaussian(30_000, 16)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     with Index.open(folder, 16, progress=False) as index:
-        index._engine._folder._stopped.set()  # none in the background
+        index._engine._folding._stopped.set()  # none in the background
         index.add(range(30_000), rows)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -260,7 +260,7 @@ def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert (len(index), index.stats()["rows"]) == (900, 900)
             limit(resource.RLIM_INFINITY)
             index.upsert(range(1000, 2500), ROWS[1000:2500])
-            index._engine._folder.stop()
+            index._engine._folding.stop()
 
     def fail_in_the_background() -> None:
         with Index.open(folder) as index:
@@ -275,7 +275,7 @@ def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
             storage.write_atomically = limited  # type: ignore[assignment]
             index.add(range(1000, 2500), ROWS[1000:2500])
-            with index._engine._folder._running:
+            with index._engine._folding._running:
                 pass
             assert index.stats()["tail"] == 0
             assert index.search(ROWS[2000], 1).keys.tolist() == [2000]

@@ -215,7 +215,7 @@ def test_no_graph_is_built_of_what_was_cut_short(
     vectors = gaussian(rows, NDIM)
     np.save("v.npy", vectors)
     with Index.open("my", NDIM) as index:
-        index._engine._folder.stop()
+        index._engine._folding.stop()
         index.add(range(rows - 200), vectors[: rows - 200])
     folded, fold = [], DurableIndex._fold
 

@@ -130,7 +130,7 @@ def test_the_work_is_complete_before_an_interrupt_is_raised(alarm: Callable[[flo
 def test_a_build_is_given_up(alarm: Callable[[float], None]) -> None:
     index = Index(16)
     index.add(range(20_000), gaussian(20_000, 16))
-    index._folder.stop()
+    index._folding.stop()
     with pytest.raises(AlarmError):  # noqa: PT012
         alarm(0.05)
         while True:
@@ -227,7 +227,7 @@ def test_a_handler_may_build_while_it_interrupts_a_build(alarm: Callable[[float]
     rows = gaussian(20_000, 16)
     index = Index(16, "l2sq", "f32")
     index.add(range(15_000), rows[:15_000])
-    index._folder.stop()
+    index._folding.stop()
     graphs = []
 
     def add_and_build(*_: object) -> None:
@@ -273,7 +273,7 @@ def test_a_handler_may_close_an_index_that_closes(
 
 def test_a_handler_may_close_an_index_that_builds(folder: Path, alarm: Callable[[float], None]) -> None:
     index = Index.open(folder, 16, progress=False)
-    start, index._engine._folder.start = index._engine._folder.start, lambda *_: None  # type: ignore[method-assign]
+    start, index._engine._folding.start = index._engine._folding.start, lambda *_: None  # type: ignore[method-assign]
     index.add(range(30_000), gaussian(30_000, 16))
     closed: list[bool] = []
 

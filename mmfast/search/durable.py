@@ -304,7 +304,7 @@ class DurableIndex(Following):
         """Let others write to the folder; what was added is in it already."""
         if os.getpid() != self._process:  # a fork, in which the locks may be held by threads that are not there
             return
-        self._engine._folder.stop()
+        self._engine._folding.stop()
         with self._saving:
             self._truth.close()
 

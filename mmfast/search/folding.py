@@ -75,11 +75,11 @@ def _take(index: Index) -> _Taken:
 
 def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
     """Build a graph of all rows, while the caller waits, unless there is one of exactly these."""
-    stopped = index._folder.is_stopped()
+    stopped = index._folding.is_stopped()
 
     # All by the thread that works: one that waits may be in a signal handler that waits for this.
     def work(reach: Callable[[int], None]) -> None:
-        with index._folder.turn():
+        with index._folding.turn():
             state = index._state
             if state.tail is None and (state.main is None or state.main.alive is None):
                 return
@@ -90,7 +90,7 @@ def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
                     _install(index, taken, *built, threads)
 
     def reach(count: int) -> None:
-        if index._folder.is_stopped() and not stopped:
+        if index._folding.is_stopped() and not stopped:
             raise InterruptedError("the index was closed while its graph was built")
         progress(count)
 
@@ -131,15 +131,15 @@ class _Abandoned(Exception):
     """Nobody waits for the fold any more."""
 
 
-class Folder:
-    """Folds one index, one time after the other."""
+class Folding:
+    """The building of graphs of one index, one after the other, in the background or while a caller waits."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._starting = threading.Lock()
         self._running = threading.Lock()  # held while a thread is at it, or about to be
         self._stopped = threading.Event()
-        _folders.add(self)
+        _foldings.add(self)
 
     def turn(self) -> threading.Lock:
         """Return what must be held while folding."""
@@ -210,7 +210,7 @@ class Folder:
         uninterrupted(self._running, lambda: None)
 
 
-_folders: weakref.WeakSet[Folder] = weakref.WeakSet()
+_foldings: weakref.WeakSet[Folding] = weakref.WeakSet()
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _stopping = threading.Event()
 
@@ -223,8 +223,8 @@ def _stop() -> None:
 
 
 def _forget_parent() -> None:
-    for folder in list(_folders):
-        folder.reset()
+    for each in list(_foldings):
+        each.reset()
 
 
 atexit.register(_stop)

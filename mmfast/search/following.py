@@ -61,7 +61,7 @@ class Following(Made):
         self._truth, self._folder, self.read_only, self._progress = truth, folder, read_only, progress
         self._process = os.getpid()
         self._engine: Index = Index(**self._described())
-        self._engine._folder = _Folder(self)
+        self._engine._folding = _Folding(self)
         self._lock = threading.Lock()  # from before a commit until the engine has it
         self._saving = threading.RLock()  # while a snapshot is written
         self._version = 0  # that the engine is at
@@ -278,8 +278,8 @@ class Following(Made):
             folding.fold(self._engine, torch.get_num_threads(), bar.reach)
 
 
-class _Folder(folding.Folder):
-    """Folds the engine of a durable index and writes its snapshot; readers take the writer's."""
+class _Folding(folding.Folding):
+    """The same of a durable index, whose snapshot is then written; readers take the writer's."""
 
     def __init__(self, owner: Following) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ class Index(Searchable):
         self._lock = threading.Lock()  # of those who make the next state
         self._state = State()
         self._tail = Tail(self._settings)
-        self._folder = folding.Folder()
+        self._folding = folding.Folding()
         _indexes.add(self)
 
     def add(self, keys: object, vectors: object) -> None:
@@ -242,7 +242,7 @@ class Index(Searchable):
 
     def _fold_in_background(self, threads: int) -> None:
         if folding.is_due(self._state):
-            self._folder.start(self, threads)
+            self._folding.start(self, threads)
 
     @classmethod
     def open(
