@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmfast.search.conditions import Condition
+from mmfast.search.truth import Truth
+
 SETTINGS: dict[str, object] = {"ndim": 4, "metric": "l2sq", "dtype": "bf16"}
 KINDS = ("int", "str")
 
@@ -23,6 +26,13 @@ def rows(count: int, seed: int = 0, ndim: int = 4) -> npt.NDArray[np.int16]:
 
 def keys_of(kind: str, numbers: Any) -> Any:
     return [int(n) for n in numbers] if kind == "int" else [f"key {n} ä'\"" for n in numbers]
+
+
+def ids_where(truth: Truth, condition: Condition) -> npt.NDArray[np.int64]:
+    """Return the ids of the rows that fulfil a condition."""
+    ids = truth.filter(condition).keys
+    assert ids is not None
+    return ids
 
 
 def kill_again_and_again(

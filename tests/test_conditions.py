@@ -17,6 +17,7 @@ import pytest
 
 from mmfast.search.conditions import Column, Condition, _Many, col, json_path
 from mmfast.search.truth import Truth
+from tests.stores import ids_where
 
 ROWS: list[dict[str, Any] | None] = [
     None,
@@ -95,54 +96,58 @@ VALUES += ["true", "[1]", "x", "é", "x'); DROP TABLE items; --", 'quoted "x" \\
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_comparisons_are_pythons_within_a_kind(truth: Truth, value: Any) -> None:
     column = col("a")
-    assert truth.where(column == value).tolist() == expected(lambda v: alike(v, value) and v == value)
-    assert truth.where(column != value).tolist() == expected(lambda v: not (alike(v, value) and v == value))
-    assert truth.where(column.is_in([value])).tolist() == expected(lambda v: alike(v, value) and v == value)
+    assert ids_where(truth, column == value).tolist() == expected(lambda v: alike(v, value) and v == value)
+    assert ids_where(truth, column != value).tolist() == expected(lambda v: not (alike(v, value) and v == value))
+    assert ids_where(truth, column.is_in([value])).tolist() == expected(lambda v: alike(v, value) and v == value)
     if isinstance(value, bool):
         return
     for compare in (operator.lt, operator.le, operator.gt, operator.ge):
         wanted = expected(partial(fulfils, compare, value))
-        assert truth.where(compare(column, value)).tolist() == wanted
+        assert ids_where(truth, compare(column, value)).tolist() == wanted
         unwanted = sorted(set(range(len(ROWS))) - set(wanted))
-        assert truth.where(~compare(column, value)).tolist() == unwanted
+        assert ids_where(truth, ~compare(column, value)).tolist() == unwanted
     if isinstance(value, str):
-        assert truth.where(column.contains(value)).tolist() == expected(lambda v: isinstance(v, str) and value in v)
+        assert ids_where(truth, column.contains(value)).tolist() == expected(
+            lambda v: isinstance(v, str) and value in v
+        )
         begins = expected(lambda v: isinstance(v, str) and v.startswith(value))
-        assert truth.where(column.startswith(value)).tolist() == begins
+        assert ids_where(truth, column.startswith(value)).tolist() == begins
 
 
 def test_null_lists_and_ranges(truth: Truth) -> None:
     column = col("a")
     absent = expected(lambda v: v is None)
     for null in (column.is_null(), column == None, column.is_in([None])):  # noqa: E711
-        assert truth.where(null).tolist() == absent
-    assert truth.where(column != None).tolist() == expected(lambda v: v is not None)  # noqa: E711
-    assert truth.where(column.is_in([])).tolist() == []
-    assert truth.where(~column.is_in([])).tolist() == list(range(len(ROWS)))
+        assert ids_where(truth, null).tolist() == absent
+    assert ids_where(truth, column != None).tolist() == expected(lambda v: v is not None)  # noqa: E711
+    assert ids_where(truth, column.is_in([])).tolist() == []
+    assert ids_where(truth, ~column.is_in([])).tolist() == list(range(len(ROWS)))
     mixed = [1, "x", False, None, 0.1 + 0.2]
-    assert truth.where(column.is_in(mixed)).tolist() == expected(
+    assert ids_where(truth, column.is_in(mixed)).tolist() == expected(
         lambda v: v is None or any(alike(v, m) and v == m for m in mixed)
     )
-    assert truth.where(column.is_in([*range(-100_000, 100_000), *map(str, range(100_000))])).tolist() == expected(
+    assert ids_where(truth, column.is_in([*range(-100_000, 100_000), *map(str, range(100_000))])).tolist() == expected(
         lambda v: (alike(v, 1) and v in (0, 1, -3)) or v == "1"
     )
-    assert truth.where(column.between(0, 1.5)).tolist() == expected(lambda v: alike(v, 1) and 0 <= v <= 1.5)
-    assert truth.where(column.between("a", "z")).tolist() == expected(lambda v: isinstance(v, str) and "a" <= v <= "z")
+    assert ids_where(truth, column.between(0, 1.5)).tolist() == expected(lambda v: alike(v, 1) and 0 <= v <= 1.5)
+    assert ids_where(truth, column.between("a", "z")).tolist() == expected(
+        lambda v: isinstance(v, str) and "a" <= v <= "z"
+    )
 
 
 def test_paths_lead_into_objects(truth: Truth) -> None:
-    assert truth.where(col("a.b") == 1).tolist() == expected(lambda v: v == 1, "a", "b")
-    assert truth.where(col("a.b.c") > 6).tolist() == expected(lambda v: v == 7, "a", "b", "c")
-    assert truth.where(col(["a", "c.d"]) == 2).tolist() == [27]
-    assert truth.where(col("a.b") == "x").tolist() == [27]
+    assert ids_where(truth, col("a.b") == 1).tolist() == expected(lambda v: v == 1, "a", "b")
+    assert ids_where(truth, col("a.b.c") > 6).tolist() == expected(lambda v: v == 7, "a", "b", "c")
+    assert ids_where(truth, col(["a", "c.d"]) == 2).tolist() == [27]
+    assert ids_where(truth, col("a.b") == "x").tolist() == [27]
 
 
 def test_numpy_scalars_are_values(truth: Truth) -> None:
-    assert truth.where(col("a") == np.int64(-3)).tolist() == expected(lambda v: v == -3)
-    assert truth.where(col("a") == np.True_).tolist() == expected(lambda v: v is True)
-    assert truth.where(col("a").is_in(np.array([1.5, 7.0]))).tolist() == expected(lambda v: v == 1.5)
-    assert truth.where(1.5 < col("a")).tolist() == expected(lambda v: alike(v, 1) and v > 1.5)  # noqa: SIM300
-    assert truth.where(col("a") > np.float64(1.5)).tolist() == expected(lambda v: alike(v, 1) and v > 1.5)
+    assert ids_where(truth, col("a") == np.int64(-3)).tolist() == expected(lambda v: v == -3)
+    assert ids_where(truth, col("a") == np.True_).tolist() == expected(lambda v: v is True)
+    assert ids_where(truth, col("a").is_in(np.array([1.5, 7.0]))).tolist() == expected(lambda v: v == 1.5)
+    assert ids_where(truth, 1.5 < col("a")).tolist() == expected(lambda v: alike(v, 1) and v > 1.5)  # noqa: SIM300
+    assert ids_where(truth, col("a") > np.float64(1.5)).tolist() == expected(lambda v: alike(v, 1) and v > 1.5)
 
 
 def test_random_combinations_are_those_of_sets(truth: Truth) -> None:
@@ -166,8 +171,8 @@ def test_random_combinations_are_those_of_sets(truth: Truth) -> None:
 
     for _ in range(300):
         condition, rows = build(5)
-        assert frozenset(truth.where(condition).tolist()) == rows, condition
-        assert frozenset(truth.where(pickle.loads(pickle.dumps(condition))).tolist()) == rows
+        assert frozenset(ids_where(truth, condition).tolist()) == rows, condition
+        assert frozenset(ids_where(truth, pickle.loads(pickle.dumps(condition))).tolist()) == rows
 
 
 def test_every_double_is_found_again(tmp_path: Path) -> None:
@@ -175,8 +180,8 @@ def test_every_double_is_found_again(tmp_path: Path) -> None:
     values = [chosen.random() * 10 ** chosen.randint(-300, 300) for _ in range(3000)]
     with make(tmp_path / "store", [{"x": value} for value in values]) as truth:
         for number in range(0, 3000, 30):
-            assert truth.where(col("x") == values[number]).tolist() == [number]
-        assert len(truth.where(col("x").is_in(values))) == 3000
+            assert ids_where(truth, col("x") == values[number]).tolist() == [number]
+        assert len(ids_where(truth, col("x").is_in(values))) == 3000
 
 
 HOSTILE = [
@@ -203,9 +208,9 @@ def test_hostile_names_are_names(indexed: bool, tmp_path: Path) -> None:
     documents: list[dict[str, Any] | None] = [{name: name} for name in HOSTILE]
     with make(tmp_path / "store", documents, indexed_columns=HOSTILE if indexed else ()) as truth:
         for number, name in enumerate(HOSTILE):
-            assert truth.where(col(name) == name).tolist() == [number]
-            assert truth.where(col(name).is_in([name, 5])).tolist() == [number]
-            assert truth.where(col(name).is_null()).tolist() == [n for n in range(len(HOSTILE)) if n != number]
+            assert ids_where(truth, col(name) == name).tolist() == [number]
+            assert ids_where(truth, col(name).is_in([name, 5])).tolist() == [number]
+            assert ids_where(truth, col(name).is_null()).tolist() == [n for n in range(len(HOSTILE)) if n != number]
         assert truth.verify() == []
 
 
@@ -283,20 +288,20 @@ def test_messages_say_what_to_write() -> None:
 
 def test_many_conditions(truth: Truth) -> None:
     many = [col("a") == value for value in range(-3, 2000)]
-    assert truth.where(reduce(operator.or_, many)).tolist() == expected(lambda v: alike(v, 1) and v in (-3, 0, 1))
-    assert truth.where(reduce(operator.and_, [~one for one in many])).tolist() == expected(
+    assert ids_where(truth, reduce(operator.or_, many)).tolist() == expected(lambda v: alike(v, 1) and v in (-3, 0, 1))
+    assert ids_where(truth, reduce(operator.and_, [~one for one in many])).tolist() == expected(
         lambda v: not (alike(v, 1) and v in (-3, 0, 1))
     )
     with pytest.raises(ValueError, match="condition is too large for SQLite"):
-        truth.where(_Many("OR", tuple(many * 50)))
+        ids_where(truth, _Many("OR", tuple(many * 50)))
     for depth in (60, 300):
         deep: Condition = col("a") == 1
         for _ in range(depth):
             deep = ~(deep & (col("a") == 1)) | (col("a") == 2)
         with pytest.raises(ValueError, match="condition is too large for SQLite"):
-            truth.where(deep)
+            ids_where(truth, deep)
     with pytest.raises(TypeError, match=r"condition must be built with mmfast\.col"):
-        truth.where("a = 1")  # type: ignore[arg-type]
+        ids_where(truth, "a = 1")  # type: ignore[arg-type]
 
 
 def test_an_indexed_column_is_looked_up(tmp_path: Path) -> None:
@@ -312,7 +317,7 @@ def test_an_indexed_column_is_looked_up(tmp_path: Path) -> None:
             plan = reader.execute(f"EXPLAIN QUERY PLAN SELECT id FROM documents WHERE {text}", parameters).fetchall()
             assert any("USING INDEX documents_by_" in line[-1] for line in plan), plan
     with Truth.open(tmp_path / "store", indexed_columns=["b", "it's"]) as truth:
-        assert truth.where(col("b") == 3).tolist() == list(range(3, 100, 7))
+        assert ids_where(truth, col("b") == 3).tolist() == list(range(3, 100, 7))
 
 
 def test_what_conditions_allow_is_remembered_until_something_changes(tmp_path: Path) -> None:
@@ -326,16 +331,16 @@ def test_what_conditions_allow_is_remembered_until_something_changes(tmp_path: P
             lambda: truth.remove([100]),
         ]
         wanted: list[set[int]] = [{100}, set(), {0, 100}, {100}, set()]
-        before = set(truth.where(fulfil).tolist())
+        before = set(ids_where(truth, fulfil).tolist())
         for change, more in zip(changes, wanted, strict=True):
             for each in (truth, reader):
                 assert each.filter(fulfil) is each.filter(col("a") >= 1)
             change()
             for each in (truth, reader):
-                assert set(each.where(fulfil).tolist()) == before | more
+                assert set(ids_where(each, fulfil).tolist()) == before | more
         # Values that are equal in Python, and columns whose names are equal when joined.
         alike = [col("a") == 1, col("a") == True, col("a") == "1", col("a.b") == 1, col(["a.b"]) == 1]  # noqa: E712
-        assert len({tuple(truth.where(each).tolist()) for each in alike * 2}) == len(alike)
+        assert len({tuple(ids_where(truth, each).tolist()) for each in alike * 2}) == len(alike)
         first = truth.filter(fulfil)
         for n in range(2, 9):
             truth.filter(col("a") >= n)
@@ -352,7 +357,7 @@ def test_what_conditions_allow_is_remembered_until_something_changes(tmp_path: P
         truth.filter(col("z") != 3)
         assert truth.filter(col("z") != 1) is not first
         with pytest.raises(ValueError, match="read-only"):
-            truth.where(fulfil)[0] = 3
+            ids_where(truth, fulfil)[0] = 3
 
 
 def test_conditions_tell_what_they_are() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
-from tests.stores import kill_again_and_again
+from tests.stores import ids_where, kill_again_and_again
 
 SETTINGS: dict[str, object] = {"ndim": 32, "dtype": "bf16"}
 BATCH = 40
@@ -73,7 +73,7 @@ def check(truth: Truth, state: State) -> None:
     assert (stored == stored[:, :1]).all()
     assert stored[:, 0].tolist() == [state[key][0] for key in keys]
     assert truth.metadata(keys) == [state[key][1] for key in keys]
-    assert len(truth.where(col("version") >= 0)) == len(keys)
+    assert len(ids_where(truth, col("version") >= 0)) == len(keys)
     assert truth.verify() == []
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
-from tests.stores import SETTINGS, keys_of, rows
+from tests.stores import SETTINGS, ids_where, keys_of, rows
 
 
 def test_a_full_disk_keeps_nothing_of_the_batch(truth: Truth, kind: str) -> None:
@@ -58,7 +58,7 @@ def read_everything(folder: Path) -> None:
         with Truth.open(folder, read_only=True) as truth:
             problems = truth.verify()
             keys = keys_of("str", range(2000))
-            stored, metadata, found = truth.get(keys), truth.metadata(keys), truth.where(col("n") >= 0)
+            stored, metadata, found = truth.get(keys), truth.metadata(keys), ids_where(truth, col("n") >= 0)
             if not problems:
                 assert len(truth) == len(found) == 2000
             assert (stored == rows(2000)).all()

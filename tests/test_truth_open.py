@@ -14,7 +14,7 @@ import pytest
 from mmfast.search import database, schema
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
-from tests.stores import SETTINGS, keys_of, rows
+from tests.stores import SETTINGS, ids_where, keys_of, rows
 
 
 def test_settings_are_kept_and_compared(folder: Path) -> None:
@@ -120,7 +120,7 @@ def test_readers_see_commits_and_may_not_write(truth: Truth, kind: str, folder: 
         for count in range(1, 20):
             truth.add(keys_of(kind, [count]), rows(1, count), [{"n": count}])
             assert (len(reader), reader.version, len(other)) == (count, count, count)
-            assert len(reader.where(col("n") > 0)) == count
+            assert len(ids_where(reader, col("n") > 0)) == count
         going = reader.rows(block=5)
         next(going)
         truth.remove(keys_of(kind, range(1, 11)))

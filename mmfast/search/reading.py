@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -28,7 +28,6 @@ class Changes(NamedTuple):
 
     version: int
     removed_ids: npt.NDArray[np.int64]
-    removed_keys: Keys
     ids: npt.NDArray[np.int64]
     keys: Keys
     stored: npt.NDArray[Any]  # (N, ndim) in the storage dtype
@@ -74,22 +73,11 @@ class Reading:
             found = self._ids(connection, wanted)
         return np.fromiter((found.get(key, -1) for key in wanted), np.int64, len(wanted))
 
-    def keys(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> Keys:
-        """Return the keys of ``ids``, in their order; KeyError names those that are not held."""
-        wanted: list[Any] = np.asarray(ids, dtype=np.int64).tolist()
-        with self._database.read() as connection:
-            found = dict(chunked(connection, f"SELECT id, {self._key} FROM items WHERE id IN", wanted))
-        refuse_missing(wanted, found)
-        return self._codec.of_kind([found[number] for number in wanted])
-
-    def where(self, condition: Condition) -> npt.NDArray[np.int64]:
-        """Return the ids, ascending, of the rows whose metadata fulfils ``condition``."""
-        ids = self.filter(condition).keys
-        assert ids is not None
-        return ids
-
     def filter(self, condition: Condition) -> Filter:
-        """Return what lets these ids pass, remembered for when the same is asked again before anything has changed."""
+        """Return what lets the ids, ascending, of the rows pass whose metadata fulfils ``condition``.
+
+        It is remembered for when the same is asked again before anything has changed.
+        """
         if not isinstance(condition, Condition):
             raise TypeError(f'condition must be built with mmfast.col, as col("year") > 2019, got {condition!r}')
         with self._database.read() as connection:
@@ -157,56 +145,45 @@ class Reading:
 
     def __iter__(self) -> Iterator[Key]:
         """Iterate over the keys, in the order of their ids."""
-        for records in self._blocks(f"id, {self._key}", None, 10_000):
+        for records in self._blocks(f"id, {self._key}", 10_000):
             yield from (key for _, key in records)
 
     def names(self) -> Iterator[tuple[npt.NDArray[np.int64], Keys]]:
         """Yield (ids, keys) in blocks, in the order of their ids."""
-        for records in self._blocks(f"id, {self._key}", None, 10_000):
+        for records in self._blocks(f"id, {self._key}", 10_000):
             ids = np.fromiter((number for number, _ in records), np.int64, len(records))
             yield ids, self._codec.of_kind([key for _, key in records])
 
-    def rows(
-        self, after: int | None = None, block: int = 8192
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Keys, npt.NDArray[Any]]]:
-        """Yield (ids, keys, stored rows) in blocks, in the order of their ids, from behind the id ``after``.
+    def rows(self, block: int = 8192) -> Iterator[tuple[npt.NDArray[np.int64], Keys, npt.NDArray[Any]]]:
+        """Yield (ids, keys, stored rows) in blocks, in the order of their ids.
 
         Each block is of the version at its time. For a snapshot take :attr:`version` first, then all rows, then the
         :meth:`changes` since that version.
         """
-        for records in self._blocks(self._record, after, block):
+        for records in self._blocks(self._record, block):
             ids = np.fromiter((record[0] for record in records), np.int64, len(records))
             yield ids, self._codec.of_kind([record[1] for record in records]), self._codec.vectors(records)
 
-    def changes(self, since: int, limit: int | None = None) -> Changes | None:
+    def changes(self, since: int) -> Changes | None:
         """Return what changed after version ``since``; changed metadata is no change here.
 
         None where it cannot be told, since the record of removals was trimmed beyond that version or the version is
-        yet to come, and where more than ``limit`` rows changed: a snapshot is then to be built anew.
+        yet to come: a snapshot is then to be built anew.
         """
         with self._database.read() as connection:
             version, _, _, trimmed = self._state(connection)
             if not trimmed <= since <= version:
                 return None
-            if limit is not None:
-                counted = "SELECT COUNT(*) FROM (SELECT 1 FROM {} WHERE version > ? LIMIT ?)"
-                bounds = (since, limit + 1)
-                if (
-                    sum(connection.execute(counted.format(t), bounds).fetchone()[0] for t in ("items", "removed"))
-                    > limit
-                ):
-                    return None
             records = connection.execute(
                 f"SELECT {self._record} FROM items WHERE version > ? ORDER BY id", (since,)
             ).fetchall()
             gone = connection.execute(
-                "SELECT id, key FROM removed WHERE version > ? AND id NOT IN (SELECT id FROM items) GROUP BY id",
+                "SELECT DISTINCT id FROM removed WHERE version > ? AND id NOT IN (SELECT id FROM items)",
                 (since,),
             ).fetchall()
         return Changes(
             version,
-            np.fromiter((number for number, _ in gone), np.int64, len(gone)),
-            self._codec.of_kind([key for _, key in gone]),
+            np.fromiter((number for (number,) in gone), np.int64, len(gone)),
             np.fromiter((record[0] for record in records), np.int64, len(records)),
             self._codec.of_kind([record[1] for record in records]),
             self._codec.vectors(records),
@@ -273,9 +250,9 @@ class Reading:
         refuse_missing(keys, found)
         return found
 
-    def _blocks(self, columns: str, after: int | None, block: int) -> Iterator[list[Any]]:
+    def _blocks(self, columns: str, block: int) -> Iterator[list[Any]]:
         """Yield lists of rows in the order of their ids, each in a transaction of its own, none left open between."""
-        last = -1 if after is None else after
+        last = -1
         while True:
             with self._database.read() as connection:
                 query = f"SELECT {columns} FROM items WHERE id > ? ORDER BY id LIMIT ?"

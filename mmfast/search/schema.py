@@ -6,7 +6,8 @@
                vector (little-endian, in the storage dtype)
     documents  id, checksum, metadata (a JSON object), for items that have any: apart from the vectors, since a
                condition reads all of them
-    removed    version, id, key: what left since ``trimmed``, so that a snapshot can be caught up
+    removed    version, id, key (which only older versions read): what left since ``trimmed``, so that a snapshot can be
+               caught up
     indexed    path, expression: which paths into the metadata have an index
 
 A database is made under another name and gets its own once it is whole, so a file of that name is a whole one, and an
