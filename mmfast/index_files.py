@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.cli import UserError
-from mmfast.search.arrays import FEATURE_LIMIT, NORM_LIMIT, examples
+from mmfast.search.arrays import NORM_LIMIT, examples
 from mmfast.search.progress import Bar
-from mmfast.search.settings import KEY_LIMIT
+from mmfast.search.settings import FEATURE_LIMIT, KEY_LIMIT
 
 Keys = npt.NDArray[np.int64] | list[str]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmfast.cli import UserError
 from mmfast.index_files import Batch, Keys, as_keys, distinct, read_keys, rows_named
-from mmfast.search.arrays import FEATURE_LIMIT
+from mmfast.search.settings import FEATURE_LIMIT
 
 ALL = "*"
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}

@@ -23,16 +23,15 @@ import torch
 from torch import Tensor
 
 from mmfast import _C
-from mmfast.search.settings import KEY_LIMIT
+from mmfast.search.settings import FEATURE_LIMIT, KEY_LIMIT
 
 # Half of sqrt(float32 max): for two such rows neither the inner product nor the squared distance can overflow.
 NORM_LIMIT = 9.2e18
-FEATURE_LIMIT = 65_536  # integer sums of 8-bit products stay below 2**31
 # Rows encoded at a time: some MB of temporaries for common widths instead of a second copy of the whole batch.
 _BLOCK = 4096
 
-_STORED = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i8": torch.int8}
-_NAMES = {dtype: name for name, dtype in _STORED.items()}
+_TENSORS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i8": torch.int8}
+_NAMES = {dtype: name for name, dtype in _TENSORS.items()}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 _FLOAT32 = np.dtype(np.float32)
@@ -217,7 +216,7 @@ if hasattr(os, "register_at_fork"):
 @alone_after_fork()
 def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str, threads: int) -> npt.NDArray[Any]:
     """Return a copy of the matrix ``rows`` as the storage dtype holds it, refusing rows that it cannot hold."""
-    stored = torch.empty(tuple(rows.shape), dtype=_STORED[dtype], device="cpu")  # whatever PyTorch's default is
+    stored = torch.empty(tuple(rows.shape), dtype=_TENSORS[dtype], device="cpu")  # whatever PyTorch's default is
     array, given = as_stored(name, rows, metric, threads)
     for start in range(0, len(rows), _BLOCK):
         block = torch.from_numpy(widen(array[start : start + _BLOCK], given))
@@ -227,7 +226,7 @@ def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str, 
             _refuse(name, "be larger", flushed, "are zero to PyTorch after torch.set_flush_denormal(True)")
             encoded = _direction(block / peaks, dtype)
         else:
-            encoded = block.to(_STORED[dtype])
+            encoded = block.to(_TENSORS[dtype])
         overflown = ~torch.isfinite(encoded).all(dim=1)
         _refuse(name, "be smaller", overflown.nonzero()[:, 0].numpy() + start, f"overflow the storage dtype {dtype}")
         stored[start : start + len(block)] = encoded + 0  # -0.0 becomes 0.0: equal rows have equal bytes
@@ -258,7 +257,7 @@ def _direction(block: Tensor, dtype: str) -> Tensor:
     if dtype == "i8":
         return (block * 127).round().to(torch.int8)
     unit: Tensor = block / torch.linalg.vector_norm(block, dim=1, keepdim=True)
-    return unit.to(_STORED[dtype])
+    return unit.to(_TENSORS[dtype])
 
 
 def _refuse(name: str, needed: str, at: npt.NDArray[np.int64], what: str) -> None:

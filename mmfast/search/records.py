@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mmfast.search.arrays import check_keys, examples
 from mmfast.search.conditions import encodable
 from mmfast.search.database import damaged
-from mmfast.search.settings import check_choice, check_int
+from mmfast.search.settings import DTYPES, FEATURE_LIMIT, STORED, check_choice, check_int
 
 Key = int | str
 Keys = npt.NDArray[np.int64] | list[str]
@@ -27,7 +27,6 @@ Metadata = Mapping[str, object]
 # What a table holds of a vector, in the order in which it is read: id, key, checksum, bytes.
 Record = tuple[int, Key, int, bytes]
 
-_STORED = {"f32": "<f4", "bf16": "<i2", "f16": "<f2", "i8": "i1"}
 # Values in one query: SQLite before 3.32 takes 999.
 _CHUNK = 500
 _LOW_BITS = 0xFFFFFFFF
@@ -41,11 +40,11 @@ class Codec:
             if name not in settings:
                 raise ValueError(f"the settings of an index must have {name}, got {', '.join(settings)}")
         check_choice("key_kind", settings["key_kind"], ("int", "str"))
-        check_choice("dtype", settings["dtype"], tuple(_STORED))
+        check_choice("dtype", settings["dtype"], DTYPES)
         self._path = path
         self.strings = settings["key_kind"] == "str"
-        self._ndim = check_int("ndim", settings["ndim"], 1, 65_536)
-        self._dtype: np.dtype[Any] = np.dtype(_STORED[settings["dtype"]])
+        self._ndim = check_int("ndim", settings["ndim"], 1, FEATURE_LIMIT)
+        self._dtype: np.dtype[Any] = np.dtype(STORED[settings["dtype"]])
         self.row_bytes = self._ndim * self._dtype.itemsize
 
     def keys(self, keys: object, *, distinct: bool) -> list[Any]:

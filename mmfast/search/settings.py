@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 METRICS = ("cos", "ip", "l2sq")
-DTYPES = ("bf16", "f32", "f16", "i8")
+STORED = {"bf16": "<i2", "f32": "<f4", "f16": "<f2", "i8": "<i1"}  # NumPy's type of each storage dtype, in files
+DTYPES = tuple(STORED)
+FEATURE_LIMIT = 65_536  # integer sums of 8-bit products stay below 2**31
 # Keys are answered as int64 and padded with -1, so they are what int64 holds from 0 on; the largest is kept free.
 KEY_LIMIT = 2**63 - 1
 # What others call the choices; of "l2sq" the distances are squared.
@@ -43,7 +45,7 @@ class Settings:
                 'store "bf16" instead'
             )
         bounds = {
-            "ndim": (1, 65_536),
+            "ndim": (1, FEATURE_LIMIT),
             "connectivity": (2, 1_024),  # by one link a row a graph falls apart
             "expansion_add": (1, 65_536),
         }

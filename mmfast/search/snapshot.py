@@ -16,13 +16,11 @@ from mmfast.search.graph import Copied, Links
 from mmfast.search.image import Image, sizes
 from mmfast.search.native import Native
 from mmfast.search.segment import Segment
-from mmfast.search.settings import KEY_LIMIT, Settings
+from mmfast.search.settings import KEY_LIMIT, STORED, Settings
 from mmfast.search.state import Part, State
 from mmfast.search.storage import Bytes
 from mmfast.search.tail import Tail
 from mmfast.search.tuning import Curve
-
-_STORED = {"f32": "<f4", "f16": "<f2", "bf16": "<i2", "i8": "<i1"}
 
 
 def pack_state(state: State) -> list[Bytes]:
@@ -70,7 +68,7 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
     main, ndim, tail = None, settings.ndim, Tail(settings)
     if (told := described["main"]) is not None:
         rows = told["rows"]
-        keys, stored = read("<i8", rows), read(_STORED[settings.dtype], rows, ndim)
+        keys, stored = read("<i8", rows), read(STORED[settings.dtype], rows, ndim)
         plane, terms = sizes(rows, ndim)
         digits = read("<u1", *plane), read("<u1", *plane)
         image = Image(*digits, read("<f4", *terms), read("<f4", ndim), told["unit"])
@@ -92,7 +90,7 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
     fresh = None
     if described["tail"]:
         keys = read("<i8", described["tail"])
-        stored = read(_STORED[settings.dtype], described["tail"], ndim)
+        stored = read(STORED[settings.dtype], described["tail"], ndim)
         fresh = Part(tail.append(keys, stored, torch.get_num_threads()))
     state = State(main, fresh)
     held = np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in state.parts())])
