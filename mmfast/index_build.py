@@ -24,14 +24,6 @@ from mmfast.search.settings import Settings
 from mmfast.search.truth import Truth
 
 
-class _Unbuilt(DurableIndex):
-    """An index opened without a graph of what is there: one of all rows is built in the end."""
-
-    def _load(self) -> bool:
-        super()._load()
-        return True  # as if no graph were to be built
-
-
 def run(args: argparse.Namespace) -> int:
     """Check the file, add its rows, build the graph and write the snapshot."""
     folder: Path = args.folder
@@ -106,11 +98,19 @@ def _check_indexed(folder: Path | None, vectors: Vectors, indexed: list[str]) ->
 
 
 def _open(folder: Path, args: argparse.Namespace, keys: Keys, ndim: int | None) -> DurableIndex:
-    """Open the index, made first where ``ndim`` is given."""
+    """Open the index, made first where ``ndim`` is given. One graph is built, in the end."""
     kind = args.key_kind or (None if ndim is None else "str" if isinstance(keys, list) else "int")
     given = {"ndim": ndim, "metric": args.metric, "dtype": args.dtype}
     with told():
-        return _Unbuilt.open(folder, given, key_kind=kind, read_only=False, indexed_columns=args.index, progress=True)
+        return DurableIndex.open(
+            folder,
+            given,
+            key_kind=kind,
+            read_only=False,
+            indexed_columns=args.index,
+            progress=True,
+            build_when_due=False,
+        )
 
 
 def _check_fits(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Namespace) -> None:
@@ -137,8 +137,6 @@ def _check_fits(index: DurableIndex, vectors: Vectors, keys: Keys, args: argpars
 def _add(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Namespace) -> None:
     """Add all rows; where that is cut short, say what is there and what completes it."""
     put = index.upsert if args.upsert else index.add
-    # One graph is built in the end. Those that would be built meanwhile, in the background, would be thrown away.
-    index._engine._folding.stop()
     try:
         with Bar("adding rows", vectors.rows, wanted=True) as bar:
             for start, block, metadata in vectors.batches(args.batch):

@@ -20,7 +20,7 @@ import pytest
 from mmfast import Index, cli, col, index_build, index_files, index_where
 from mmfast.search import arrays
 from mmfast.search.durable import DurableIndex
-from mmfast.search.folding import LEAST_ROWS
+from mmfast.search.folding import LEAST_ROWS, Folding
 from tests.test_index import gaussian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -224,11 +224,13 @@ def test_no_graph_is_built_of_what_was_cut_short(
         fold(index)
 
     monkeypatch.setattr(DurableIndex, "_fold", counted)
+    begun: list[object] = []  # in the background
+    monkeypatch.setattr(Folding, "_start", lambda *_: begun.append(1))
     assert "already holds 10,300 of the keys" in refused(capsys, "build", "my", "v.npy")
     assert folded == []
     status, _, err = run(capsys, "build", "my", "v.npy", "--upsert")
     assert (status, err) == (0, "")
-    assert folded == [rows]
+    assert (folded, begun) == ([rows], [])
     with Index.open("my", read_only=True) as index:
         assert (index.stats()["graph"], index.stats()["tail"]) == (rows, 0)
     assert run(capsys, "verify", "my")[0] == 0

@@ -62,8 +62,12 @@ class DurableIndex(Following):
         read_only: bool,
         indexed_columns: Sequence[str],
         progress: bool,
+        build_when_due: bool = True,
     ) -> DurableIndex:
-        """Open the folder, made first where there is none and ``given`` has ndim."""
+        """Open the folder, made first where there is none and ``given`` has ndim.
+
+        Where graphs are not built when they are due, :meth:`build` alone builds them: once, after many changes.
+        """
         path = Path(os.path.realpath(storage.as_name("folder", folder)))
         if key_kind is not None:
             check_choice("key_kind", key_kind, ("int", "str"))
@@ -78,7 +82,7 @@ class DurableIndex(Following):
             settings = kind = None
         truth = Truth.open(path, settings, key_kind=kind, read_only=read_only, indexed_columns=indexed_columns)
         try:
-            return cls(truth, path, read_only=read_only, progress=progress)
+            return cls(truth, path, read_only=read_only, progress=progress, build_when_due=build_when_due)
         except BaseException:
             truth.close()
             raise

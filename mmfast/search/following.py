@@ -54,7 +54,7 @@ class _Start(NamedTuple):
 class Following(Made):
     """The engine that searches, at the version of the truth."""
 
-    def __init__(self, truth: Truth, folder: Path, *, read_only: bool, progress: bool) -> None:
+    def __init__(self, truth: Truth, folder: Path, *, read_only: bool, progress: bool, build_when_due: bool) -> None:
         from mmfast.search.index import Index
 
         self._settings = Settings(**{field.name: truth.settings[field.name] for field in dataclasses.fields(Settings)})
@@ -72,8 +72,10 @@ class Following(Made):
         self._names_known = self.key_kind == "int"  # those of all ids that a search can find
         if not read_only:
             storage.remove_leftovers(folder)
+        if not build_when_due:
+            self._engine._folding.stop()
         # Readers wait for the writer's graph, and search exactly until then.
-        if not self._load() and not read_only and len(self._engine) > folding.LEAST_ROWS:
+        if not self._load() and build_when_due and not read_only and len(self._engine) > folding.LEAST_ROWS:
             _log.warning("%s: building the graph of %s rows", folder, f"{len(self._engine):,}")
             self._build_after_loading()
 
