@@ -301,6 +301,33 @@ def test_compacting_keeps_the_snapshot_of_use(
     assert counted == []
 
 
+def test_removals_are_forgotten_two_snapshots_later(folder: Path) -> None:
+    """What readers at the snapshot before need is kept."""
+    with Index.open(folder) as index:
+        before = index.stats()["version"]
+        assert index._truth.changes(before - 1) is not None
+        index.build()
+        index.remove(["500"])
+        index.build()
+        assert index._truth.changes(before - 1) is None
+        changes = index._truth.changes(before)
+        assert changes is not None
+        assert changes.removed_ids.tolist() == [500]
+
+
+def test_a_row_removed_before_its_name_was_read_is_not_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Index.open(folder) as writer, Index.open(folder, read_only=True) as reader:
+        names = Truth.names
+
+        def reading(truth: Truth) -> Any:
+            writer.remove(["500"])
+            return names(truth)
+
+        monkeypatch.setattr(Truth, "names", reading)
+        (found,) = reader.search(ROWS[500], 1, exact=True).keys.tolist()
+        assert found not in ("500", None)
+
+
 def test_a_reader_takes_over_the_writers_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nothing is committed after it was written."""
     monkeypatch.setattr(folding, "LEAST_ROWS", 150)

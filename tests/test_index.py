@@ -225,6 +225,16 @@ def test_what_may_come_in() -> None:
         assert (found.distances == 0).all()
 
 
+@pytest.mark.parametrize(("metric", "dtype"), KINDS)
+def test_zeros_are_stored_without_a_sign(metric: str, dtype: str) -> None:
+    """Rows that are equal have equal bytes, by which copies are known."""
+    index = Index(3, metric, dtype)
+    index.add([1, 2], np.array([[-0.0, 1.0, -2.0], [0.0, 1.0, -2.0]]))
+    assert not np.signbit(index.get([1, 2])[:, 0]).any()
+    first, second = index._state.parts()[0].segment.stored
+    assert first.tobytes() == second.tobytes()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_come_from_the_gpu() -> None:
     index = Index(4)

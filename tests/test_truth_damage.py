@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,24 @@ def test_a_flipped_vector_or_document_is_told_by_its_checksum(folder: Path) -> N
         assert any("does not match its checksum" in problem for problem in truth.verify())
         with pytest.raises(ValueError, match=r"metadata under key .*1777.* does not match its checksum"):
             truth.metadata(keys_of("str", [1777]))
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("UPDATE state SET count = count - 2", "2 more items than were counted"),
+        ("UPDATE state SET count = count + 2", "-2 more items than were counted"),
+        ("DELETE FROM items WHERE id < 3; UPDATE state SET count = count - 3", "3 documents without an item"),
+        ("UPDATE items SET version = 2 WHERE id < 4", "4 items of versions that are yet to come"),
+    ],
+)
+def test_tables_that_disagree_are_told(statement: str, problem: str, folder: Path) -> None:
+    make(folder)
+    with sqlite3.connect(folder / "truth.sqlite") as connection:
+        connection.executescript(statement)
+    connection.close()
+    with Truth.open(folder, read_only=True) as truth:
+        assert truth.verify() == [problem]
 
 
 def test_a_cut_or_foreign_file_is_told(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import sqlite3
@@ -59,6 +60,23 @@ def test_no_room_for_the_lock_is_told_by_its_name(folder: Path, monkeypatch: pyt
         Truth.open(folder, SETTINGS, key_kind="int")
     monkeypatch.undo()
     Truth.open(folder, SETTINGS, key_kind="int").close()
+
+
+def test_a_lock_removed_while_it_is_taken_is_taken_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the next writer would make a file of that name, and lock it too."""
+    path, lock = folder / "writer.lock", fcntl.flock
+    folder.mkdir()
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Truth.open(folder, SETTINGS, key_kind="int"):
+        assert path.exists()
+        with pytest.raises(BlockingIOError, match="open for writing already"):
+            Truth.open(folder)
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mmfast.search.database import Database
 from mmfast.search.records import Codec, text_checksum
@@ -62,20 +62,17 @@ def _is_object(text: str) -> bool:
 
 
 def _totals(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
-    counts: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
-        ("SELECT COUNT(*) - (SELECT count FROM state) FROM items NOT INDEXED", "{} more items than were counted", bool),
+    for query, message in (
+        ("SELECT COUNT(*) - (SELECT count FROM state) FROM items NOT INDEXED", "{} more items than were counted"),
         (
             "SELECT COUNT(*) FROM documents NOT INDEXED WHERE id NOT IN (SELECT id FROM items)",
             "{} documents without an item",
-            bool,
         ),
         (
             "SELECT COUNT(*) FROM items NOT INDEXED WHERE version > (SELECT version FROM state)",
             "{} items of versions that are yet to come",
-            bool,
         ),
-    )
-    for query, message, wrong in counts:
+    ):
         (count,) = connection.execute(query).fetchone()
-        if wrong(count):
+        if count:
             yield message.format(count)
