@@ -262,6 +262,20 @@ def test_a_snapshot_of_another_index_is_a_problem(folder: Path, caplog: pytest.L
         assert index.verify() == []
 
 
+def test_a_snapshot_replaced_while_it_is_verified_is_no_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Index.open(folder) as writer, Index.open(folder, read_only=True) as reader:
+        snapshots = Truth.snapshots
+
+        def asking(truth: Truth) -> list[str]:
+            monkeypatch.undo()
+            for _ in range(2):  # then the one that was read is forgotten
+                writer.build()
+            return snapshots(truth)
+
+        monkeypatch.setattr(Truth, "snapshots", asking)
+        assert reader.verify() == []
+
+
 def test_what_could_not_be_compared_is_not_called_right(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer forgets what it removed while a reader verifies."""
     with Index.open(folder) as writer, Index.open(folder, read_only=True) as reader:
