@@ -627,6 +627,7 @@ def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
     torch.set_num_threads(2)  # whose second one a child does not have
     rows = gaussian(2000, 256)
     index, ended = Index(256), threading.Event()
+    index.upsert(range(2000), rows)  # here, since on a busy machine the thread may be at its first when a child is made
 
     def work() -> None:
         while not ended.is_set():
