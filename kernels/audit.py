@@ -43,7 +43,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "sm_80": Architecture("sm_80", GPUTarget("cuda", 80, 32), 163 * 1024, 164 * 1024, 65536, 64),
-    "sm_89": Architecture("sm_80", GPUTarget("cuda", 89, 32), 99 * 1024, 100 * 1024, 65536, 48),
+    "sm_89": Architecture("sm_89", GPUTarget("cuda", 89, 32), 99 * 1024, 100 * 1024, 65536, 48),
     "sm_90": Architecture("sm_90", GPUTarget("cuda", 90, 32), 227 * 1024, 228 * 1024, 65536, 64),
     "sm_100": Architecture("sm_100", GPUTarget("cuda", 100, 32), 227 * 1024, 228 * 1024, 65536, 64),
     "sm_120": Architecture("sm_120", GPUTarget("cuda", 120, 32), 99 * 1024, 100 * 1024, 65536, 48),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 # No multiplication is fused with an addition where the text does not say so: one result on every architecture.
 LAUNCH = {"enable_fp_fusion": False}
+SMALL: dict[str, Any] = {"num_warps": 4, **LAUNCH}  # of kernels whose blocks are given with them
 
 
 class Rows(NamedTuple):
@@ -93,6 +94,7 @@ class Combine(NamedTuple):
 class Config(NamedTuple):
     tile_m: int  # rows and columns that are screened at a time; tile_n divides tile_m
     tile_n: int
+    part_n: int  # columns that are refined at a time, a divisor of tile_n
     rows: Rows
     screen: Screen
     products: Products
@@ -102,37 +104,40 @@ class Config(NamedTuple):
     other_products: tuple[Products, ...] = ()
 
 
-_COMMON: dict[str, Any] = {"rows": Rows(512, 512, 4), "pairs": Pairs(8, 64, 64, 2), "combine": Combine(8, 512, 4)}
+_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 64, 64, 2), "combine": Combine(8, 256, 4)}
 _SM_80: dict[str, Any] = {
     "screen": Screen(64, 8, 3),  # with 128 features at a time, or 4 warps, it spills
     "products": Products(256, 64, 8, 3),
-    "other_screens": (Screen(64, 8, 2), Screen(64, 8, 4)),
+    "other_screens": (Screen(64, 8, 2),),
     "other_products": (Products(256, 64, 8, 2), Products(256, 32, 8, 3)),  # four stages compile to what three do
 }
 _SM_90: dict[str, Any] = {
     "screen": Screen(64, 8, 2),  # with three stages it spills
     "products": Products(128, 64, 4, 3),
-    "other_screens": (Screen(32, 8, 4), Screen(32, 8, 3)),
+    "other_screens": (Screen(32, 8, 4),),
     "other_products": (Products(256, 64, 8, 3), Products(256, 64, 8, 2)),
 }
 _SM_100 = {**_SM_90, "screen": Screen(32, 8, 4), "other_screens": (Screen(32, 8, 3),)}
 CONFIGS: dict[str, Config] = {
-    "sm_80": Config(128, 64, **_SM_80, **_COMMON),
-    "sm_90": Config(128, 128, **_SM_90, **_COMMON),
-    "sm_100": Config(128, 128, **_SM_100, **_COMMON),
-    "sm_120": Config(128, 64, **_SM_80, **_COMMON),
+    "sm_80": Config(128, 64, 64, **_SM_80, **_COMMON),
+    "sm_89": Config(128, 64, 64, **{**_SM_80, **_COMMON, "pairs": Pairs(8, 128, 64, 2)}),  # with 64 words it spills
+    "sm_90": Config(128, 128, 64, **_SM_90, **_COMMON),
+    "sm_100": Config(128, 128, 32, **_SM_100, **_COMMON),
+    "sm_120": Config(128, 64, 64, **_SM_80, **_COMMON),
     "gfx942": Config(
         128,
         128,
+        64,
         screen=Screen(64, 8, 2),  # of 64 KB of shared memory 128 features in three stages take 128
         products=Products(256, 64, 8, 2),
-        other_screens=(Screen(64, 4, 3), Screen(128, 8, 2)),
+        other_screens=(Screen(64, 4, 3),),
         other_products=(Products(256, 64, 4, 3), Products(256, 64, 8, 3)),
         **_COMMON,
     ),
     # Small tiles, so that a small test has several of them.
     "interpreter": Config(
         64,
+        32,
         32,
         rows=Rows(2048, 64, 4),
         screen=Screen(64, 4, 1),
@@ -172,7 +177,9 @@ def architecture(x: Tensor) -> str:
     capability = torch.cuda.get_device_capability(x.device)
     if capability[0] == 12:
         return "sm_120"
-    return {(10, 0): "sm_100", (9, 0): "sm_90"}.get(capability, "sm_80")  # others multiply as sm_80 does
+    return {(10, 0): "sm_100", (9, 0): "sm_90", (8, 9): "sm_89"}.get(
+        capability, "sm_80"
+    )  # others multiply as sm_80 does
 
 
 def config_for(x: Tensor) -> Config:

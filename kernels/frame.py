@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmfast.kernels.configs import SMALL
 from mmfast.kernels.order import Ordered, widen
 
 SAMPLE = 128  # rows that the frame is made from, half of them of the other side if there is one
@@ -22,13 +23,23 @@ class Frame(NamedTuple):
 def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
     """Take the median of a sample, and the median of its deviations as the unit."""
     features = x.rows.shape[1]
-    block = min(32, triton.next_power_of_2(features))
+    block = min(16, triton.next_power_of_2(features))
     slices = -(-features // block)
     centre = x.rows.new_empty(features, dtype=torch.float64)
     deviations = x.rows.new_empty((slices, SAMPLE), dtype=torch.float64)
     constants = x.rows.new_full((3,), margin, dtype=torch.float64)
     sample_centre[(slices,)](
-        x.rows, x.number, y.rows, y.number, features, centre, deviations, SAMPLE=SAMPLE, SELF=x is y, BLOCK_D=block
+        x.rows,
+        x.number,
+        y.rows,
+        y.number,
+        features,
+        centre,
+        deviations,
+        SAMPLE=SAMPLE,
+        SELF=x is y,
+        BLOCK_D=block,
+        **SMALL,
     )
     narrow = x.rows.dtype != torch.float64
     sample_constants[(1,)](
@@ -39,6 +50,7 @@ def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
         SAMPLE=SAMPLE,
         LOWEST=-120 if narrow else -900,
         HIGHEST=80 if narrow else 900,
+        **SMALL,
     )
     return Frame(centre, constants)
 

@@ -7,11 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmfast.kernels.configs import SMALL
+
 
 def make_weights(spoilt: Tensor, divisors: Tensor | None) -> Tensor:
     """Return what positives and negatives are multiplied by: NaN if a row that takes part is not finite."""
     weights = spoilt.new_empty(2, dtype=torch.float64)
-    weigh[(1,)](spoilt, spoilt if divisors is None else divisors, weights, DIVIDED=divisors is not None)
+    weigh[(1,)](spoilt, spoilt if divisors is None else divisors, weights, DIVIDED=divisors is not None, **SMALL)
     return weights
 
 
@@ -31,6 +33,7 @@ def make_loss(
         factor,
         loss,
         BLOCK=1024,
+        **SMALL,
     )
     return loss
 

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from mmfast.kernels.choice import products_given
-from mmfast.kernels.configs import Config, tuned
+from mmfast.kernels.configs import SMALL, Config, tuned
 from mmfast.kernels.frame import Frame
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import WIDE, Side
@@ -159,7 +159,7 @@ def screen_block(
     if x.summed:
         kernel, options = tuned(refine, choices, ["depth", "SELF", "GIVEN"])
         of_tiles = *masks[:4], rows, columns, masks.active, dots
-        kernel[(row_tiles * column_tiles,)](*sides, *of_tiles, PART_N=min(64, config.tile_n), **blocks, **options)
+        kernel[(row_tiles * column_tiles,)](*sides, *of_tiles, PART_N=config.part_n, **blocks, **options)
     return masks
 
 
@@ -185,7 +185,7 @@ def add_dense(masks: Masks, own: Part, other: Part, frame: Frame, config: Config
     order = masks.active.new_empty((2, row_tiles * column_tiles))
     row_counts, column_counts = masks.active.new_empty(row_tiles), masks.active.new_empty(column_tiles)
     list_tiles[(row_tiles + column_tiles,)](
-        masks.active, row_tiles, column_tiles, order, row_counts, column_counts, BLOCK=256
+        masks.active, row_tiles, column_tiles, order, row_counts, column_counts, BLOCK=256, **SMALL
     )
     m, n = config.tile_m, config.tile_n
     _add_digits(masks.certain, order[0], row_counts, own, other, frame, m, n, True, config)

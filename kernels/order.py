@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfast.kernels.configs import Config
+from mmfast.kernels.configs import SMALL, Config
 
 IGNORED = 2**31 - 1  # the class of rows that take no part, which are behind all others
 
@@ -74,6 +74,7 @@ def _ordered(
         SELF=other is own,
         SECOND=second,
         BLOCK=block,
+        **SMALL,
     )
     placed = rows.new_empty((count, features))
     options = config.rows.options(features)

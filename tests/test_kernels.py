@@ -201,14 +201,13 @@ def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.Monk
     assert [(c.kwargs["BLOCK_K"], c.num_warps, c.num_stages) for c in tuner.configs] == [
         (64, 8, 2),
         (32, 8, 4),
-        (32, 8, 3),
     ]
     assert configs.tuned(negatives.screen, choices, ["depth"])[0] is tuner
 
 
 def test_the_device_decides_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = mock.Mock(device=torch.device("cuda", 0))
-    found = {(8, 0): "sm_80", (8, 6): "sm_80", (8, 9): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (12, 0): "sm_120"}
+    found = {(8, 0): "sm_80", (8, 6): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100", (12, 0): "sm_120"}
     for capability, row in found.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert configs.architecture(on_gpu) == row
