@@ -183,6 +183,19 @@ class Database:
         if self.read_only:
             raise PermissionError(f"{self.path.parent} was opened with read_only=True; open it without to change it")
 
+    def check_size(self, connection: sqlite3.Connection) -> None:
+        """Raise where the file is cut: SQLite notices whole pages only, and reads what a part lacks as zeros.
+
+        ``connection`` is in a transaction, which keeps the file from being shortened meanwhile. What is in the log may
+        be missing in the file by right.
+        """
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        logged = self._log().exists() and self._log().stat().st_size > 0
+        size = self.path.stat().st_size  # after that of the log, which is emptied once the file has all
+        if not logged and size < pages * page_bytes:
+            raise damaged(self.path, f"it has {size:,} bytes, and its pages should have {pages * page_bytes:,}")
+
     def _connect_reader(self) -> _Connection:
         with translated(self.path):
             if self.read_only and self._held.lock is not None:

@@ -169,6 +169,7 @@ def _read_about(database: Database) -> dict[str, Any]:
         if version != FORMAT:
             raise ValueError(f"{database.path} has format version {version}, but this mmfast reads version {FORMAT}")
         about = dict(connection.execute("SELECT name, value FROM about"))
+        database.check_size(connection)
         (committed,) = connection.execute("SELECT version FROM state").fetchone()
     if committed < noted:
         raise ValueError(
