@@ -130,6 +130,34 @@ def test_tables_that_disagree_are_told(statement: str, problem: str, folder: Pat
         assert truth.verify() == [problem]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE state SET version = 'one'",
+        "UPDATE state SET count = 2000.5",
+        "DELETE FROM state",
+        "INSERT INTO removed VALUES (2, 'three', NULL); UPDATE state SET version = 2",
+        "INSERT INTO removed VALUES (2, 3.5, NULL); UPDATE state SET version = 2",
+    ],
+)
+def test_values_of_another_type_are_told(statement: str, folder: Path) -> None:
+    make(folder)
+    with sqlite3.connect(folder / "truth.sqlite") as connection:
+        connection.executescript(statement)
+    connection.close()
+    with pytest.raises(ValueError, match=r"truth\.sqlite is damaged: its table of"), Truth.open(folder) as truth:
+        truth.changes(1)
+
+
+def test_a_format_that_sqlite_does_not_know_is_told(folder: Path) -> None:
+    make(folder)
+    path = folder / "truth.sqlite"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:47] + bytes([whole[47] ^ 2]) + whole[48:])  # the schema's format
+    with pytest.raises(ValueError, match=r"truth\.sqlite is damaged: unsupported file format"):
+        Truth.open(folder)
+
+
 def test_a_cut_or_foreign_file_is_told(folder: Path) -> None:
     make(folder)
     path = folder / "truth.sqlite"

@@ -17,6 +17,7 @@ from mmfast.search.conditions import KINDS, Condition, asked
 from mmfast.search.database import Database, damaged
 from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
+from mmfast.search.schema import read_state
 from mmfast.search.verify import problems
 
 Self = TypeVar("Self", bound="Reading")
@@ -181,6 +182,8 @@ class Reading:
                 "SELECT DISTINCT id FROM removed WHERE version > ? AND id NOT IN (SELECT id FROM items)",
                 (since,),
             ).fetchall()
+        if not all(isinstance(number, int) for (number,) in gone):
+            raise damaged(self._database.path, "its table of what was removed holds ids that are no integers")
         return Changes(
             version,
             np.fromiter((number for (number,) in gone), np.int64, len(gone)),
@@ -226,12 +229,7 @@ class Reading:
             return self._state(connection)
 
     def _state(self, connection: sqlite3.Connection) -> tuple[int, int, int, int]:
-        """Return version, number of items, next id, and up to which version removals were forgotten."""
-        state = connection.execute("SELECT version, count, next_id, trimmed FROM state").fetchall()
-        if len(state) != 1 or not all(isinstance(value, int) and value >= 0 for value in state[0]):
-            raise damaged(self._database.path, f"its table of the state holds {state}")
-        version, count, next_id, trimmed = state[0]
-        return version, count, next_id, trimmed
+        return read_state(connection, self._database.path)
 
     def _ids(self, connection: sqlite3.Connection, keys: list[Any], before: int | None = None) -> dict[Key, int]:
         """Return the ids of those of ``keys`` that are held, or were before a version."""

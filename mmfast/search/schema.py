@@ -94,6 +94,15 @@ def open_folder(
         raise
 
 
+def read_state(connection: sqlite3.Connection, path: Path) -> tuple[int, int, int, int]:
+    """Return version, number of items, next id, and up to which version removals were forgotten."""
+    state = connection.execute("SELECT version, count, next_id, trimmed FROM state").fetchall()
+    if len(state) != 1 or not all(isinstance(value, int) and value >= 0 for value in state[0]):
+        raise damaged(path, f"its table of the state holds {state}")
+    version, count, next_id, trimmed = state[0]
+    return version, count, next_id, trimmed
+
+
 def index_columns(connection: sqlite3.Connection, columns: Sequence[str]) -> None:
     """Have SQLite keep an index of each column of the metadata that has none yet."""
     for column in columns:
@@ -170,7 +179,7 @@ def _read_about(database: Database) -> dict[str, Any]:
             raise ValueError(f"{database.path} has format version {version}, but this mmfast reads version {FORMAT}")
         about = dict(connection.execute("SELECT name, value FROM about"))
         database.check_size(connection)
-        (committed,) = connection.execute("SELECT version FROM state").fetchone()
+        committed, _, _, _ = read_state(connection, database.path)
     if committed < noted:
         raise ValueError(
             f"{database.path} has lost changes: it is at version {committed}, but version {noted} was committed. Its "
