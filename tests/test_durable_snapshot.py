@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,36 @@ def test_too_old_a_snapshot_is_not_used(folder: Path, counted: list[str], caplog
         assert counted == ["rows"]
         assert "is too old to be brought up to date" in caplog.text
         check(index)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE items SET version = 1 WHERE key = '2900'",  # a new row, which the snapshot lacks
+        "DELETE FROM removed WHERE key = '50'",
+    ],
+)
+def test_rows_that_damage_would_lose_or_bring_back_are_read_anew(
+    statement: str, folder: Path, counted: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with sqlite3.connect(folder / "truth.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+    with Index.open(folder, read_only=True) as index:
+        assert counted == ["rows"]
+        assert "rows where truth.sqlite counts 2,901: reading all rows" in caplog.text
+        check(index)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE state SET count = count + 1", "DELETE FROM items WHERE key = '2900'"])
+def test_a_truth_that_counts_other_rows_than_it_has_is_told(statement: str, folder: Path) -> None:
+    with sqlite3.connect(folder / "truth.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+    with pytest.raises(
+        ValueError, match=r"truth\.sqlite is damaged: it holds 2,90\d items, and counts 2,90\d; restore"
+    ):
+        Index.open(folder)
 
 
 def test_an_older_truth_beside_a_newer_snapshot(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -281,7 +281,12 @@ _CAUSES: tuple[tuple[str, Callable[[Path, str], Exception]], ...] = (
         lambda path, _: PermissionError(errno.EACCES, f"may not write to {path} or its folder; open read_only=True"),
     ),
 )
-_DAMAGE = ("malformed", "no such", "Could not decode", "unsupported file format")  # signs of it in operational errors, which are mostly others
+_DAMAGE = (
+    "malformed",
+    "no such",
+    "Could not decode",
+    "unsupported file format",
+)  # signs of it in operational errors, which are mostly others
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.search import folding, storage
-from mmfast.search.database import DATABASE
+from mmfast.search.database import DATABASE, damaged
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.progress import Bar
 from mmfast.search.settings import Made, Settings
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "snapshot.index"
 _MISSING = "is missing"
+_TOO_OLD = "is too old to be brought up to date"
 _ANEW = f"nothing is lost, since {DATABASE} has all rows; build() or mmfast index compact writes it anew"
 _ATTEMPTS = 10
 # What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
@@ -74,6 +75,7 @@ class Following(Made):
             storage.remove_leftovers(folder)
         if not build_when_due:
             self._engine._folding.stop()
+        truth.check_count()
         # Readers wait for the writer's graph, and search exactly until then.
         if not self._load() and build_when_due and not read_only and len(self._engine) > folding.LEAST_ROWS:
             _log.warning("%s: building the graph of %s rows", folder, f"{len(self._engine):,}")
@@ -100,8 +102,11 @@ class Following(Made):
                 for ids, _, stored in self._truth.rows():
                     main = Part(tail.append(ids, stored, torch.get_num_threads()))
                     bar.advance(len(ids))
-            if self._catch_up(_Start(State(None, main), tail, version)):  # with what was committed meanwhile
+            why = self._catch_up(_Start(State(None, main), tail, version))  # with what was committed meanwhile
+            if why is None:
                 return False
+            if why != _TOO_OLD:
+                raise damaged(self._folder / DATABASE, f"reading all rows {why}")
         raise RuntimeError(f"{self._folder} changes faster than it can be read; open it again")
 
     def _take_snapshot(self) -> str | None:
@@ -118,7 +123,7 @@ class Following(Made):
             return _MISSING
         except _UNREADABLE as error:
             return _unusable(path, error)
-        return None if self._catch_up(start) else "is too old to be brought up to date"
+        return self._catch_up(start)
 
     def _foreign(self, meta: dict[str, Any]) -> str | None:
         """Say in words why a snapshot is not one of this index, if it is none."""
@@ -153,10 +158,11 @@ class Following(Made):
     def _described(self) -> dict[str, Any]:
         return dataclasses.asdict(self._settings)
 
-    def _catch_up(self, start: _Start | None = None) -> bool:
-        """Make in the engine what was committed beyond its version; False where that cannot be told any more.
+    def _catch_up(self, start: _Start | None = None) -> str | None:
+        """Make in the engine what was committed beyond its version, or say in words why that cannot be.
 
-        With ``start`` that takes the place of what the engine has, once it is up to date.
+        With ``start`` that takes the place of what the engine has, once it is up to date. The number of rows tells of
+        damage to what no checksum covers: which version wrote a row, and what was removed.
         """
         from mmfast.search.index import Index
 
@@ -164,7 +170,7 @@ class Following(Made):
             self._read_names()
         changes = self._truth.changes(self._version if start is None else start.version)
         if changes is None:
-            return False
+            return _TOO_OLD
         self._name(changes.ids, changes.keys)
         engine = self._engine
         if start is not None:
@@ -175,13 +181,15 @@ class Following(Made):
                 engine._tail._count = len(engine._state.tail.segment)
             state = engine._appended(changes.ids, changes.stored, torch.get_num_threads())
             state = state.without(changes.removed_ids)
+            if state.size() != changes.total:
+                return f"leads to {state.size():,} rows where {DATABASE} counts {changes.total:,}"
             if start is None:
                 engine._state = state
         if start is not None:
             with self._engine._lock:
                 self._engine._tail, self._engine._state = engine._tail, state
         self._version = changes.version
-        return True
+        return None
 
     def _afterwards(self, version: int, apply: Callable[[], None]) -> None:
         """Make in the engine what was committed as ``version``, by ``apply`` if nothing else is missing.
@@ -211,7 +219,7 @@ class Following(Made):
 
     def _follow(self) -> None:
         """Bring the engine up to date; the caller holds the lock."""
-        if not self._catch_up():
+        if self._catch_up() is not None:
             self._load()
         elif self.read_only and self._has_new_snapshot():
             self._take_snapshot()

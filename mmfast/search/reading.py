@@ -28,6 +28,7 @@ class Changes(NamedTuple):
     """What separates two versions: first take out what was removed, then put in what is new or replaced."""
 
     version: int
+    total: int  # of items at that version
     removed_ids: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
     keys: Keys
@@ -172,7 +173,7 @@ class Reading:
         yet to come: a snapshot is then to be built anew.
         """
         with self._database.read() as connection:
-            version, _, _, trimmed = self._state(connection)
+            version, total, _, trimmed = self._state(connection)
             if not trimmed <= since <= version:
                 return None
             records = connection.execute(
@@ -186,6 +187,7 @@ class Reading:
             raise damaged(self._database.path, "its table of what was removed holds ids that are no integers")
         return Changes(
             version,
+            total,
             np.fromiter((number for (number,) in gone), np.int64, len(gone)),
             np.fromiter((record[0] for record in records), np.int64, len(records)),
             self._codec.of_kind([record[1] for record in records]),
@@ -205,6 +207,14 @@ class Reading:
         with self._database.read() as connection:
             found = connection.execute("SELECT value FROM about WHERE name = 'snapshots'").fetchone()
         return [str(name) for name in json.loads(found[0])] if found else []
+
+    def check_count(self) -> None:
+        """Raise where there are more or fewer items than the state counts, as damage to either leaves them."""
+        with self._database.read() as connection:
+            _, total, _, _ = self._state(connection)
+            (items,) = connection.execute("SELECT COUNT(*) FROM items").fetchone()
+        if items != total:
+            raise damaged(self._database.path, f"it holds {items:,} items, and counts {total:,}")
 
     def verify(self) -> list[str]:
         """Read everything and return what is wrong, nothing if all is well."""

@@ -1,7 +1,9 @@
 """Between arrays, dicts and what the tables hold: keys, vectors and metadata, each checked both ways.
 
 SQLite notices damage to its own structure, not to content. So each row carries a CRC-32 of its vector, begun with its
-id and key, and each document one of its text; a flipped byte is an error when it is read, never a wrong answer.
+id and key, and each document one of its text: a flipped byte there is an error when a vector or metadata is returned.
+Listing keys and carrying out conditions do not look at the checksums, which ``verify`` does. Versions and removals have
+none; what they lead to is counted (:mod:`mmfast.search.following`), which tells rows lost or back again, not replaced.
 """
 
 from __future__ import annotations
