@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfast.search.conditions import col
 from mmfast.search.truth import Truth
@@ -116,7 +117,7 @@ def test_keys_ids_and_iteration(truth: Truth, kind: str) -> None:
 
 def test_metadata_of_all_kinds(truth: Truth, kind: str) -> None:
     documents: list[Any] = [
-        {"s": "é\0\n\"'\\😀", "i": 2**70, "f": 0.1, "b": True, "n": None, "l": [1, [2]], "d": {"": {}}},
+        {"s": "é\\u0000\n\"'\\😀", "i": 2**70, "f": 0.1, "b": True, "n": None, "l": [1, [2]], "d": {"": {}}},
         {},
         None,
         {'"; DROP TABLE items; --': 1, "a\\b": 2, "\n": 3},
@@ -147,6 +148,8 @@ def test_metadata_of_all_kinds(truth: Truth, kind: str) -> None:
         ({"a": {"b": [float("inf")]}}, ValueError),
         ({"\ud800": 1}, ValueError),
         ({"a": "\udfff"}, ValueError),
+        ({"a": ["\0"]}, ValueError),
+        ({"\\\0": 1}, ValueError),
     ],
 )
 def test_metadata_that_json_cannot_hold_is_refused(document: Any, error: type[Exception], folder: Path) -> None:
@@ -154,7 +157,7 @@ def test_metadata_that_json_cannot_hold_is_refused(document: Any, error: type[Ex
         with pytest.raises(error, match=r"metadata must be .*under (key )?2"):
             truth.add([1, 2], rows(2), [{}, document])
         assert len(truth) == 0
-        for wrong in ({"a": 1}, "ab", 3):
+        for wrong in ({"a": 1}, "ab", 3, torch.zeros(2)):
             with pytest.raises(TypeError, match="metadata must be a sequence"):
                 truth.add([1, 2], rows(2), wrong)
         with pytest.raises(ValueError, match="got 1 for 2 keys"):

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from mmfast.search.arrays import check_keys, examples
 from mmfast.search.conditions import encodable
@@ -116,7 +117,7 @@ def text_checksum(number: int, text: str) -> int:
 
 def metadata_list(metadata: object, count: int) -> list[Metadata | None]:
     """Return ``metadata`` as a list of ``count`` mappings or None."""
-    if isinstance(metadata, (str, bytes, Mapping)) or not isinstance(metadata, Iterable):
+    if isinstance(metadata, (str, bytes, Mapping, Tensor)) or not isinstance(metadata, Iterable):
         raise TypeError(f"metadata must be a sequence with a dict or None for each key, got {type(metadata).__name__}")
     documents = list(metadata)
     if len(documents) != count:
@@ -134,6 +135,8 @@ def to_text(document: Metadata, key: Key) -> str:
         _refuse_other_names(document)
         text = json.dumps(dict(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
         text.encode()
+        if "\\u0000" in text.replace("\\\\", ""):
+            raise ValueError("text with NUL, of which SQLite sees only what is before it; drop it")
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
