@@ -159,6 +159,29 @@ def test_strings_of_all_sorts(folder: Path) -> None:
         assert index.search(ROWS[[50, 51, 6]], 1).keys[:, 0].tolist() == ["new", "one", keys[6]]
 
 
+@pytest.mark.parametrize("wrong", ["", 1, None, np.bool_(True), torch.ones(2)], ids=repr)
+def test_truth_values_must_be_some(wrong: Any, folder: Path) -> None:
+    with pytest.raises(TypeError, match="read_only must be True or False"):
+        Index.open(folder, 6, read_only=wrong)
+    assert not folder.exists()
+    with Index.open(folder, 6) as index:
+        index.add(1, ROWS[0], {"a": 1})
+        with pytest.raises(TypeError, match="replace must be True or False"):
+            index.update_metadata(1, {"b": 2}, replace=wrong)
+        assert index.metadata(1) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["year", b"year", None, 1, np.array(["a", "b"]), torch.ones(2), [1], [None]], ids=repr
+)
+def test_indexed_columns_must_be_names(wrong: Any, folder: Path) -> None:
+    with pytest.raises(TypeError, match="indexed_columns"):
+        Index.open(folder, 6, indexed_columns=wrong)
+    with pytest.raises(ValueError, match="indexed_columns: a column's name must not be empty"):
+        Index.open(folder, 6, indexed_columns=["year", ""])
+    assert not folder.exists()
+
+
 def test_a_condition_that_is_remembered(index: DurableIndex, kind: str) -> None:
     keys = named(kind, range(200))
     index.add(keys[:150], ROWS[:150], [{"n": n} for n in range(150)])

@@ -20,7 +20,7 @@ from mmfast.search.conditions import Condition
 from mmfast.search.following import Following
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.results import RangeResult, SearchResult
-from mmfast.search.settings import Settings, check_choice, check_key
+from mmfast.search.settings import Settings, check_bool, check_choice, check_key
 from mmfast.search.truth import Truth
 from mmfast.search.tuning import Point
 
@@ -69,6 +69,7 @@ class DurableIndex(Following):
         Where graphs are not built when they are due, :meth:`build` alone builds them: once, after many changes.
         """
         path = Path(os.path.realpath(storage.as_name("folder", folder)))
+        check_bool("read_only", read_only)
         if key_kind is not None:
             check_choice("key_kind", key_kind, ("int", "str"))
         given = {name: value for name, value in given.items() if value is not None}

@@ -103,10 +103,19 @@ def read_state(connection: sqlite3.Connection, path: Path) -> tuple[int, int, in
     return version, count, next_id, trimmed
 
 
-def index_columns(connection: sqlite3.Connection, columns: Sequence[str]) -> None:
-    """Have SQLite keep an index of each column of the metadata that has none yet."""
-    for column in columns:
-        path = json_path(column)
+def indexed_paths(columns: object) -> list[str]:
+    """Return the paths of the columns that are to have an index."""
+    if isinstance(columns, (str, bytes)) or not isinstance(columns, Sequence):
+        raise TypeError(f'indexed_columns must be a list of names, as ["year"], got {columns!r}')
+    try:
+        return [json_path(column) for column in columns]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"indexed_columns: {error}") from None
+
+
+def index_columns(connection: sqlite3.Connection, paths: Sequence[str]) -> None:
+    """Have SQLite keep an index of each path into the metadata that has none yet."""
+    for path in paths:
         # An index takes no parameters, and a query finds it by the same words. The path has no quotes but its own.
         quoted = path.replace("'", "''")
         expression = f"json_extract(metadata, '{quoted}')"

@@ -14,7 +14,7 @@ import torch
 from mmfast.search import arrays, misuse, searching
 from mmfast.search.filters import Filter
 from mmfast.search.results import RangeResult, SearchResult
-from mmfast.search.settings import Made, check_fraction, check_int, check_key, check_radius
+from mmfast.search.settings import Made, check_bool, check_fraction, check_int, check_key, check_radius
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
 
@@ -270,8 +270,7 @@ def _options(recall: float | None, exact: bool, ef: int | None) -> searching.Opt
     if ef is not None:
         ef = check_int("ef", ef, 1, 2**31 - 1)
     wanted = _RECALL if recall is None else check_fraction("recall", recall)
-    if not isinstance(exact, bool):
-        raise TypeError(f"exact must be True or False, got {exact!r} ({type(exact).__name__})")
+    check_bool("exact", exact)
     effort = {"recall": recall, "exact": exact or None, "ef": ef}
     given = [f"{name}={value}" for name, value in effort.items() if value is not None]
     if len(given) > 1:

@@ -104,6 +104,12 @@ def as_int(value: object) -> int:
     return operator.index(value)  # type: ignore[arg-type]
 
 
+def check_bool(name: str, value: object) -> None:
+    """Check that ``value`` is a truth value."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Check that ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from mmfast.search import schema
 from mmfast.search.reading import Reading
 from mmfast.search.records import metadata_list, refuse_missing, some, text_checksum, to_text, to_texts
+from mmfast.search.settings import check_bool
 from mmfast.search.storage import FilePath
 
 
@@ -64,11 +65,12 @@ class Truth(Reading):
         RuntimeError
             If this process is a fork of one that had the index open.
         """
+        paths = schema.indexed_paths(indexed_columns)
         truth = cls(*schema.open_folder(folder, settings, key_kind, read_only))
-        if indexed_columns and not read_only:
+        if paths and not read_only:
 
             def work(connection: sqlite3.Connection) -> int:
-                schema.index_columns(connection, indexed_columns)
+                schema.index_columns(connection, paths)
                 return truth._state(connection)[0]
 
             try:
@@ -175,6 +177,7 @@ class Truth(Reading):
 
         None leaves a row's metadata as it is, or with ``replace`` takes it away. KeyError names keys that are not held.
         """
+        check_bool("replace", replace)
         wanted = self._codec.keys(keys, distinct=True)
         given = metadata_list(metadata, len(wanted))
         documents = to_texts(wanted, given)  # checks them before anything waits
