@@ -132,17 +132,21 @@ def to_text(document: Metadata, key: Key) -> str:
             f"metadata must be a dict or None for each key, got {document!r} ({type(document).__name__}) under {key!r}"
         )
     try:
-        _refuse_other_names(document)
-        text = json.dumps(dict(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
-        text.encode()
-        if "\\u0000" in text.replace("\\\\", ""):
-            raise ValueError("text with NUL, of which SQLite sees only what is before it; drop it")
+        return _as_json(document)
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
             f"metadata must be what JSON holds (dict with str keys, list, str, int, finite float, bool, None), got "
             f"under key {key!r}: {error}"
         ) from error
+
+
+def _as_json(document: Metadata) -> str:
+    _refuse_other_names(document)
+    text = json.dumps(dict(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    text.encode()
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise ValueError("text with NUL, of which SQLite sees only what is before it; drop it")
     return text
 
 
