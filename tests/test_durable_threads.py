@@ -116,6 +116,20 @@ def test_removing_while_a_graph_is_built(index: DurableIndex, monkeypatch: pytes
     check(index, {**{f"{n}": n for n in range(20) if n != 3}, "after": 30})
 
 
+def test_a_build_has_its_turn_while_graphs_are_always_due(index: DurableIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    due, folded = True, threading.Event()
+    monkeypatch.setattr(folding, "is_due", lambda _: due)
+    monkeypatch.setattr(index._engine._folding, "folded", folded.set)
+    index.add(["after"], ROWS[[30]])
+    assert folded.wait(20)
+    builder = threading.Thread(target=index.build)
+    builder.start()
+    builder.join(10)
+    waits, due = builder.is_alive(), False
+    builder.join()
+    assert not waits
+
+
 def test_closing_while_a_graph_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "LEAST_ROWS", 2000)
     monkeypatch.setattr(folding, "_TAIL_SHARE", 10**6)

@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -135,19 +136,27 @@ class Folding:
     """The building of graphs of one index, one after the other, in the background or while a caller waits."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._turn, self._next = threading.Lock(), threading.Lock()
         self._starting = threading.Lock()
         self._running = threading.Lock()  # held while a thread is at it, or about to be
         self._stopped = threading.Event()
         _foldings.add(self)
 
-    def turn(self) -> threading.Lock:
-        """Return what must be held while folding."""
-        return self._turn
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait to be the only one that folds: who had its turn cannot have the next before one that waits for it."""
+        turn = self._turn  # a child of a fork has another
+        with self._next:
+            turn.acquire()
+        try:
+            yield
+        finally:
+            turn.release()
 
     def reset(self) -> None:
         """Forget the threads of a parent process."""
-        self._turn, self._starting, self._running = threading.Lock(), threading.Lock(), threading.Lock()
+        self._turn, self._next = threading.Lock(), threading.Lock()
+        self._starting, self._running = threading.Lock(), threading.Lock()
 
     def start(self, index: Index, threads: int) -> None:
         """Fold in the background, unless that is under way; where it cannot be, the next change tries again."""
@@ -180,8 +189,10 @@ class Folding:
 
         running = self._running
         try:
-            with self._turn:
-                while (index := reference()) is not None and is_due(index._state):
+            while True:
+                with self.turn():
+                    if (index := reference()) is None or not is_due(index._state):
+                        return
                     taken, settings = _take(index), index._settings
                     del index
                     built = Segment.build(settings, taken.keys, taken.stored, threads, progress)
