@@ -149,6 +149,16 @@ def test_values_of_another_type_are_told(statement: str, folder: Path) -> None:
         truth.changes(1)
 
 
+@pytest.mark.parametrize("expression", ["!", """json_extract(metadata, '$."m"')"""])
+def test_conditions_do_not_go_by_stored_sql(expression: str, folder: Path) -> None:
+    make(folder)
+    with sqlite3.connect(folder / "truth.sqlite") as connection:
+        connection.execute("UPDATE indexed SET expression = ?", (expression,))
+    connection.close()
+    with Truth.open(folder) as truth:
+        assert ids_where(truth, col("n") == 1234).tolist() == [1234]
+
+
 def test_a_format_that_sqlite_does_not_know_is_told(folder: Path) -> None:
     make(folder)
     path = folder / "truth.sqlite"

@@ -17,7 +17,7 @@ from mmfast.search.conditions import KINDS, Condition, asked
 from mmfast.search.database import Database, damaged
 from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
-from mmfast.search.schema import read_state
+from mmfast.search.schema import indexed_expression, read_state
 from mmfast.search.verify import problems
 
 Self = TypeVar("Self", bound="Reading")
@@ -83,7 +83,8 @@ class Reading:
         if not isinstance(condition, Condition):
             raise TypeError(f'condition must be built with mmfast.col, as col("year") > 2019, got {condition!r}')
         with self._database.read() as connection:
-            expressions = dict(connection.execute("SELECT path, expression FROM indexed"))
+            paths = connection.execute("SELECT path FROM indexed").fetchall()
+            expressions = {path: indexed_expression(path) for (path,) in paths if isinstance(path, str)}
             version, count, _, _ = self._state(connection)
             try:
                 text, parameters = condition.sql(expressions)

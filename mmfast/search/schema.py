@@ -8,7 +8,7 @@
                condition reads all of them
     removed    version, id, key (which only older versions read): what left since ``trimmed``, so that a snapshot can be
                caught up
-    indexed    path, expression: which paths into the metadata have an index
+    indexed    path, expression (which only older versions read): which paths into the metadata have an index
 
 A database is made under another name and gets its own once it is whole, so a file of that name is a whole one, and an
 empty or cut one is a damaged one.
@@ -113,12 +113,16 @@ def indexed_paths(columns: object) -> list[str]:
         raise type(error)(f"indexed_columns: {error}") from None
 
 
+def indexed_expression(path: str) -> str:
+    """Return the words of an index, by which a query finds it: it takes no parameters."""
+    quoted = path.replace("'", "''")
+    return f"json_extract(metadata, '{quoted}')"
+
+
 def index_columns(connection: sqlite3.Connection, paths: Sequence[str]) -> None:
     """Have SQLite keep an index of each path into the metadata that has none yet."""
     for path in paths:
-        # An index takes no parameters, and a query finds it by the same words. The path has no quotes but its own.
-        quoted = path.replace("'", "''")
-        expression = f"json_extract(metadata, '{quoted}')"
+        expression = indexed_expression(path)
         name = blake2b(path.encode(), digest_size=8).hexdigest()
         connection.execute(f"CREATE INDEX IF NOT EXISTS documents_by_{name} ON documents ({expression})")
         connection.execute("INSERT OR IGNORE INTO indexed VALUES (?, ?)", (path, expression))
