@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,11 +138,15 @@ def _check_fits(index: DurableIndex, vectors: Vectors, keys: Keys, args: argpars
 def _add(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Namespace) -> None:
     """Add all rows; where that is cut short, say what is there and what completes it."""
     put = index.upsert if args.upsert else index.add
+    merging = args.upsert and vectors.metadata
+    held = set(keys if isinstance(keys, list) else keys.tolist()).intersection(index) if merging else set()
     try:
         with Bar("adding rows", vectors.rows, wanted=True) as bar:
             for start, block, metadata in vectors.batches(args.batch):
                 end = start + len(block)
                 with told(f"rows {start} to {end - 1} of {vectors.path}: "):
+                    if metadata is not None and held:
+                        metadata = _merged(index, keys[start:end], metadata, held)
                     put(keys[start:end], block, metadata)
                 bar.reach(end)
     except UserError as error:
@@ -149,6 +154,16 @@ def _add(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Names
     except KeyboardInterrupt:
         print(f"mmfast index: stopped; {_kept(index)}", file=sys.stderr)
         raise
+
+
+def _merged(
+    index: DurableIndex, keys: Keys, metadata: list[dict[str, Any]], held: set[int | str]
+) -> list[dict[str, Any]]:
+    """Return the metadata of rows, merged into what those have that are held, as ``update_metadata`` does."""
+    rows: list[int | str] = list(keys)
+    there = [key for key in rows if key in held]
+    old = dict(zip(there, index.metadata(there), strict=True))
+    return [{**(old.get(key) or {}), **document} for key, document in zip(rows, metadata, strict=True)]
 
 
 def _kept(index: DurableIndex) -> str:

@@ -91,7 +91,11 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
         "--index", type=index_build.names, action="extend", metavar="COLUMNS", default=[],
         help="columns of the metadata that SQLite indexes, for --where that selects few",
     )  # fmt: skip
-    parser.add_argument("--upsert", action="store_true", help="replace rows whose keys are held already")
+    parser.add_argument(
+        "--upsert",
+        action="store_true",
+        help="replace the vectors of keys that are held already, and merge --metadata into what these have",
+    )
     parser.add_argument(
         "--batch", type=positive_integer, default=BATCH, metavar="N", help=f"rows added at a time (default: {BATCH:,})"
     )

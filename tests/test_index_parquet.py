@@ -142,6 +142,27 @@ def test_what_else_a_star_leaves_out_can_be_named(capsys: pytest.CaptureFixture[
     assert "leaves out" not in run(capsys, "build", "other", "films.parquet", "--metadata", "*")[1]
 
 
+@pytest.mark.parametrize("keys", ["key", "number"])
+def test_an_upsert_keeps_the_columns_that_the_file_does_not_bring(
+    capsys: pytest.CaptureFixture[str], keys: str
+) -> None:
+    write(year=[1950] * ROWS, title=["x"] * ROWS, number=range(ROWS))
+    assert run(capsys, "build", "my", "films.parquet", "--keys", keys, "--metadata", "year,title")[0] == 0
+    table = {"vector": fixed(VECTORS[:4]), "key": ["film 0", "film 1", "film 2", "new"], "number": [0, 1, 2, 900]}
+    years, genres = [1990, None, 1992, 1993], ["noir"] * 4
+    parquet.write_table(pyarrow.table({**table, "year": years, "genre": genres}), "more.parquet")
+    options = ["--keys", keys, "--metadata", "year,genre", "--upsert", "--batch", "3"]
+    assert run(capsys, "build", "my", "more.parquet", *options)[0] == 0
+    with Index.open("my", read_only=True) as index:
+        assert index.metadata(table[keys]) == [
+            {"year": 1990, "title": "x", "genre": "noir"},
+            {"year": 1950, "title": "x", "genre": "noir"},  # null in the file says nothing
+            {"year": 1992, "title": "x", "genre": "noir"},
+            {"year": 1993, "genre": "noir"},
+        ]
+        assert index.metadata([list(index)[3]]) == [{"year": 1950, "title": "x"}]
+
+
 def test_columns_may_be_named_in_several_places(capsys: pytest.CaptureFixture[str]) -> None:
     write(year=list(range(ROWS)), title=["x"] * ROWS, genre=["noir"] * ROWS)
     options = [
