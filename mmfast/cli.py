@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,7 +39,17 @@ class UserError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # here, where what goes wrong can still be caught
+    except BrokenPipeError:  # who reads the output has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 1
+
+
+def _run(words: list[str]) -> int:
     # Abbreviations are refused: what one means would change with the next option that begins alike.
     summary = mmfast.__doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(prog="mmfast", description=summary, allow_abbrev=False)
@@ -64,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"mmfast {words[0]}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # which says what was kept, where a command knows
+        print(f"mmfast {words[0]}: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return 130
 
 

@@ -6,7 +6,6 @@ Each batch is on the disk once it is added. What is cut short is completed by ru
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +151,7 @@ def _add(index: DurableIndex, vectors: Vectors, keys: Keys, args: argparse.Names
     except UserError as error:
         raise UserError(f"{error}; {_kept(index)}") from error
     except KeyboardInterrupt:
-        print(f"mmfast index: stopped; {_kept(index)}", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"stopped; {_kept(index)}") from None
 
 
 def _merged(
@@ -176,8 +174,6 @@ def _build(index: DurableIndex, folder: Path, added: str) -> None:
         with told():
             index.build()
     except KeyboardInterrupt:
-        print(
-            f"mmfast index: stopped; all rows are in the index, and mmfast index compact {folder} builds its graph",
-            file=sys.stderr,
-        )
-        raise
+        raise KeyboardInterrupt(
+            f"stopped; all rows are in the index, and mmfast index compact {folder} builds its graph"
+        ) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -60,11 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that was chosen."""
-    try:
-        return int(args.action(args))
-    except BrokenPipeError:  # who reads the output has seen enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return int(args.action(args))
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:

@@ -90,3 +90,16 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     message = capsys.readouterr().err
     assert message.startswith("mmfast demo needs ")
     assert "pip install 'mmfast[demo]'" in message
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["info"], ["index", "search", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as head does, here before the first line
+    command = [sys.executable, "-m", "mmfast.cli", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, check=False, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert ended.stderr == ""
+    assert ended.returncode in (0, 1)  # argparse itself passes over help that cannot be written

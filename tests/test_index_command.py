@@ -203,7 +203,8 @@ def test_what_was_cut_short_is_completed(
         patch.setattr(index_build, "open_vectors", stopping)
         status, _, err = run(capsys, "build", "my", "v.npy", "--batch", "20")
     assert status == 130
-    assert "the index holds 100 rows, and running this again with --upsert adds the others" in err
+    kept = "the index holds 100 rows, and running this again with --upsert adds the others"
+    assert err == f"mmfast index: stopped; {kept}\n"
     assert run(capsys, "build", "my", "v.npy", "--upsert")[0] == 0
     assert run(capsys, "verify", "my")[:2] == (0, f"my: {ROWS} rows, nothing wrong\n")
 
