@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Check the file, add its rows, build the graph and write the snapshot."""
     folder: Path = args.folder
     vectors = open_vectors(args.vectors, args.keys, args.column_vector, args.metadata)
+    if not vectors.rows:
+        raise UserError(f"{vectors.path} holds no rows; an index is made of one at least")
     exists = (folder / DATABASE).exists()
     if not exists:
         _check_new(folder, vectors, args)

@@ -278,8 +278,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _compact(args: argparse.Namespace) -> int:
+    check_existing(args.folder)
+    before = index_output.sizes(args.folder)  # opening it may build the graph that is missing
     with open_existing(args.folder, read_only=False) as index, told():
-        before = index_output.sizes(args.folder)
         index.compact()
         after = index_output.sizes(args.folder)
     _show_sizes(before, after, heads=("before", "after"))

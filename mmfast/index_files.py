@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from mmfast.cli import UserError
 from mmfast.search.arrays import NORM_LIMIT, examples
+from mmfast.search.conditions import encodable
 from mmfast.search.progress import Bar
 from mmfast.search.settings import FEATURE_LIMIT, KEY_LIMIT
 
@@ -71,12 +73,15 @@ class Npy:
 
 def load(path: Path) -> npt.NDArray[Any]:
     """Return the array of a .npy file, mapped."""
+    check_regular(path)
     try:
         array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SyntaxError, TokenError, TypeError, OverflowError) as error:  # NumPy evaluates the header
+        raise UserError(f"{path} is damaged: its header cannot be read ({error}); write it anew") from error
     except (ValueError, EOFError) as error:
         what = "is not a .npy array" if "pickle" in str(error) else f"is not a .npy array, or is cut short ({error})"
         if "Python objects" in str(error):
@@ -85,6 +90,12 @@ def load(path: Path) -> npt.NDArray[Any]:
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is an archive of arrays; save one array with numpy.save")
     return array
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a folder or device, and a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; write the array to one, and name that")
 
 
 def check_floating(path: Path, array: npt.NDArray[Any]) -> None:
@@ -115,8 +126,12 @@ def as_keys(source: str, array: npt.NDArray[Any]) -> Keys:
 
 
 def distinct(source: str, keys: Keys) -> Keys:
-    """Return keys, unless some come more than once: then say in which rows."""
+    """Return keys, unless some come more than once, or cannot be held: then say in which rows."""
     if isinstance(keys, list):
+        bad = [row for row, key in enumerate(keys) if "\0" in key or not encodable(key)]
+        if bad:
+            which = f"{keys[bad[0]]!r} in {rows_named(np.array(bad))}"
+            raise UserError(f"{source}: keys must have no NUL and no lone surrogates, got {which}")
         if len(set(keys)) == len(keys):
             return keys
         first: dict[str, int] = {}
@@ -167,6 +182,7 @@ def unfit(block: npt.NDArray[Any], metric: str, dtype: str) -> Iterator[tuple[st
 
 def open_vectors(path: Path, keys: str | None, vector: str | None, metadata: Sequence[str]) -> Vectors:
     """Open a file by the ending of its name."""
+    check_regular(path)
     if path.suffix == ".parquet":
         from mmfast.index_parquet import Parquet
 

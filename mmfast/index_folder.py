@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,4 +44,6 @@ def check_existing(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; a durable index is a folder")
     if not (folder / DATABASE).exists():
-        raise UserError(f"{folder} is no mmfast index: it has no {DATABASE}; make one with mmfast index build")
+        with told(), suppress(FileNotFoundError):  # refuses a folder of other things, as build does
+            Index.open(folder, read_only=True).close()
+        raise UserError(f"{folder} is empty; make an index in it with: mmfast index build {folder} VECTORS")

@@ -306,7 +306,12 @@ def is_refused(rows: npt.NDArray[Any], metric: str, dtype: str) -> bool:
     ("arguments", "message"),
     [
         (["search", "nowhere", "q.npy"], "there is no folder nowhere; make an index with: mmfast index build nowhere"),
-        (["info", "."], ". is no mmfast index: it has no truth.sqlite"),
+        (["info", "."], "is no mmfast index: it has no truth.sqlite, but"),
+        (
+            ["verify", "torn"],
+            "torn is no mmfast index: it has no truth.sqlite, but snapshot.index; name another folder",
+        ),
+        (["search", "hollow", "q.npy"], "hollow is empty; make an index in it with: mmfast index build hollow VECTORS"),
         (["verify", "v.npy"], "v.npy is a file; a durable index is a folder"),
         (["compact", "nowhere"], "there is no folder nowhere"),
         (["search", "films", "nothing.npy"], "there is no file nothing.npy"),
@@ -316,6 +321,11 @@ def is_refused(rows: npt.NDArray[Any], metric: str, dtype: str) -> bool:
         (["search", "films", "nan.npy"], "nan.npy: NaN or infinity in row 1"),
         (["search", "films", "text.npy"], "text.npy is not a .npy array"),
         (["search", "films", "cut.npy"], "cut.npy is not a .npy array, or is cut short"),
+        (["search", "films", "token.npy"], "token.npy is damaged: its header cannot be read"),
+        (["search", "films", "syntax.npy"], "syntax.npy is damaged: its header cannot be read"),
+        (["search", "films", "bytes.npy"], "bytes.npy is damaged: its header cannot be read"),
+        (["search", "films", "pipe.npy"], "pipe.npy is no regular file; write the array to one"),
+        (["build", "my", "pipe.npy"], "pipe.npy is no regular file; write the array to one"),
         (["search", "films", "two.npz"], "two.npz is an archive of arrays"),
         (["search", "films", "q.npy", "--out", "r.txt"], "--out must end in .npz or .jsonl, got r.txt"),
         (["search", "films", "q.npy", "--out", "two.npz"], "two.npz exists already"),
@@ -333,6 +343,8 @@ def is_refused(rows: npt.NDArray[Any], metric: str, dtype: str) -> bool:
         (["build", "my", "v.npy", "--keys", "again.npy"], "again.npy: keys must be distinct, got 5 in rows 5 and 60"),
         (["build", "my", "v.npy", "--keys", "same.npy"], "same.npy: keys must be distinct, got a in rows 0 and 1"),
         (["build", "my", "v.npy", "--keys", "minus.npy"], "keys must be from 0 to 2**63 - 2, got -1 in rows 0"),
+        (["build", "my", "none.npy"], "none.npy holds no rows; an index is made of one at least"),
+        (["build", "my", "v.npy", "--keys", "odd.npy"], r"no lone surrogates, got 'a\x00b' in rows 3, 7"),
         (["build", "my", "v.npy", "--keys", "one.npy"], "one.npy must hold a key for each of 200 rows"),
         (["build", "my", "v.npy", "--keys", "objects.npy"], "objects.npy holds Python objects; save text with"),
         (["build", "my", "v.npy", "--keys", "column"], "--keys must be a .npy file, since v.npy has no columns"),
@@ -361,6 +373,14 @@ def test_what_the_user_can_mend_is_said(
     np.save("same.npy", np.array(["a"] * ROWS))
     np.save("minus.npy", np.arange(ROWS) - 1)
     np.save("objects.npy", np.array([1, "a"] * (ROWS // 2), dtype=object), allow_pickle=True)
+    np.save("none.npy", np.ones((0, NDIM)))
+    np.save("odd.npy", np.array([{3: "a\0b", 7: "\ud800"}.get(row, str(row)) for row in range(ROWS)]))
+    os.mkfifo("pipe.npy")
+    Path("hollow").mkdir()
+    shutil.copytree("films", "torn")
+    Path("torn/truth.sqlite").unlink()
+    for name, old, new in (("token", b"}", b" "), ("syntax", b"(3", b"((3"), ("bytes", b"'descr'", b"b'descr'")):
+        Path(f"{name}.npy").write_bytes(Path("q.npy").read_bytes().replace(old, new, 1))
     Path("text.npy").write_text("not an array")
     Path("cut.npy").write_bytes(Path("v.npy").read_bytes()[:300])
     assert message in refused(capsys, *arguments)
@@ -438,11 +458,13 @@ def test_compact_gives_space_back(files: Path, capsys: pytest.CaptureFixture[str
         index.add(range(5000), gaussian(5000, NDIM))
         index.remove(range(4900))
     before = Path("my/truth.sqlite").stat().st_size
+    Path("my/snapshot.index").unlink(missing_ok=True)
     status, out, _ = run(capsys, "compact", "my")
     after = Path("my/truth.sqlite").stat().st_size
     assert status == 0
     assert after < before
     assert re.search(rf"truth\.sqlite +{before / 1e3:.1f} kB +{after / 1e3:.1f} kB", out)
+    assert re.search(r"snapshot\.index +[\d.]+ kB$", out, re.M)  # none before
     assert run(capsys, "verify", "my")[0] == 0
 
 
