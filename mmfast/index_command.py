@@ -22,7 +22,7 @@ from mmfast.cli import UserError, positive_integer, print_facts
 from mmfast.index_files import check_floating, load, rows_named, unfit
 from mmfast.index_folder import check_existing, open_existing, told
 from mmfast.index_output import Header
-from mmfast.index_where import EXAMPLE, parse
+from mmfast.index_where import EXAMPLE, GRAMMAR, parse
 from mmfast.search.index import Index
 from mmfast.search.misuse import EmptyFilterWarning
 from mmfast.search.progress import Bar
@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 # A transaction and its sync for each batch, and 30 MB of temporaries at 768 features.
 BATCH = 10_000
 _SHOWN = 10  # queries, and rows of each, in the table
-_METADATA_SHOWN = 60  # characters
+_METADATA_SHOWN = 60  # characters, on a terminal
+_MENDS = {  # what verify says, and what helps beside a copy; other problems say it themselves
+    "the vector under": "put vectors in again with mmfast index build FOLDER VECTORS --keys KEYS --upsert",
+    "the metadata of": "set metadata anew with Index.update_metadata(keys, metadata, replace=True) in Python",
+}
 _QUERIES = 4096  # searched at a time, so that the bar moves and Ctrl-C is heard
 
 
@@ -84,7 +88,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--index", type=index_build.names, action="extend", metavar="COLUMNS", default=[],
-        help="columns of the metadata that SQLite indexes, for --where that selects few",
+        help="columns of the metadata that SQLite indexes, for --where of mmfast index search that selects few",
     )  # fmt: skip
     parser.add_argument(
         "--upsert",
@@ -103,9 +107,13 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument("--recall", type=_share, help="share of the nearest that is to be found (default: 0.95)")
     effort.add_argument("--exact", action="store_true", help="look at all rows")
     effort.add_argument("--ef", type=positive_integer, metavar="N", help="candidates kept while walking the graph")
-    parser.add_argument("--where", metavar="CONDITION", help=f'of the metadata, as "{EXAMPLE}"')
+    parser.add_argument("--where", metavar="CONDITION", help=f'of the metadata, as "{EXAMPLE}"; see below')
+    parser.epilog, parser.formatter_class = GRAMMAR, argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=".npz (arrays keys and distances) or .jsonl (a line for each query)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".npz (arrays keys and distances) or .jsonl (a line for each query, with the metadata)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite the file of --out")
 
@@ -137,7 +145,7 @@ def _search(args: argparse.Namespace) -> int:
         why = "no row fulfils --where" if where is not None and len(index) else "there are no rows or no queries"
         nothing = not np.isfinite(found.distances).any()
         if args.out is not None:
-            index_output.write_results(args.out, found)
+            index_output.write_results(args.out, found, index)
             print(f"{args.out}: {len(queries):,} queries, up to {k:,} rows each{f'; {why}' if nothing else ''}")
         elif nothing:
             print(f"nothing found: {why}")
@@ -184,7 +192,7 @@ def _show(index: DurableIndex, found: SearchResult) -> None:
     for number in range(min(queries, _SHOWN)):
         there = np.flatnonzero(np.isfinite(found.distances[number]))[:_SHOWN]
         keys = found.keys[number, there].tolist()
-        documents += index.metadata(keys)
+        documents += index_output.metadata_of(index, keys)
         for rank, key, distance in zip(there + 1, keys, found.distances[number, there], strict=True):
             rows.append([str(number), str(rank), f"{round(float(distance), 4) + 0.0:.4f}", str(key)])
         sections.append(len(rows))
@@ -207,7 +215,8 @@ def _shortened(document: dict[str, Any] | None) -> str:
     if not document:
         return ""
     text = "  ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in document.items())
-    return text if len(text) <= _METADATA_SHOWN else f"{text[: _METADATA_SHOWN - 1]}…"
+    fits = len(text) <= _METADATA_SHOWN or not sys.stdout.isatty()  # a program that reads it wants all
+    return text if fits else f"{text[: _METADATA_SHOWN - 1]}…"
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -272,6 +281,9 @@ def _verify(args: argparse.Namespace) -> int:
         print(problem)
     if problems:
         print(f"{args.folder}: {len(problems):,} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
+        mends = [how for begin, how in _MENDS.items() if any(problem.startswith(begin) for problem in problems)]
+        if mends:
+            print(f"{'; '.join(mends)}; or restore the folder from a copy", file=sys.stderr)
         return 1
     print(f"{args.folder}: {rows:,} rows, nothing wrong")
     return 0

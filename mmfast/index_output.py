@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmfast.cli import UserError
+from mmfast.index_folder import told
 from mmfast.search.results import SearchResult
 from mmfast.search.storage import write_atomically
 
@@ -103,9 +104,18 @@ def check_output(path: Path, force: bool) -> None:
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
 
 
-def write_results(path: Path, found: SearchResult) -> None:
+def metadata_of(index: Any, keys: list[Any]) -> list[dict[str, Any] | None]:
+    """Return the metadata of rows that were found."""
+    try:
+        with told():
+            return list(index.metadata(keys))
+    except KeyError as error:
+        raise UserError("rows that were found were removed meanwhile by another process; search again") from error
+
+
+def write_results(path: Path, found: SearchResult, index: Any) -> None:
     """Write what was found for every query, in the format that the name ends in."""
-    content = _npz(found) if path.suffix == ".npz" else _jsonl(found)
+    content = _npz(found) if path.suffix == ".npz" else _jsonl(found, index)
     try:
         write_atomically(path, [content])
     except OSError as error:
@@ -122,12 +132,17 @@ def _npz(found: SearchResult) -> bytes:
     return written.getvalue()
 
 
-def _jsonl(found: SearchResult) -> bytes:
-    """Return a line for each query, with what was found only."""
+def _jsonl(found: SearchResult, index: Any) -> bytes:
+    """Return a line for each query, with what was found only, and the metadata if any of it has some."""
     lines = []
-    for number, (keys, distances) in enumerate(zip(found.keys, found.distances, strict=True)):
+    keys = list(dict.fromkeys(found.keys[np.isfinite(found.distances)].tolist()))
+    documents = dict(zip(keys, metadata_of(index, keys), strict=True))
+    described = any(documents.values())
+    for number, (row, distances) in enumerate(zip(found.keys, found.distances, strict=True)):
         there = np.isfinite(distances)
         nearest = [float(str(distance)) for distance in distances[there]]  # as short as float32 allows
-        entry = {"query": number, "keys": keys[there].tolist(), "distances": nearest}
+        entry: dict[str, Any] = {"query": number, "keys": row[there].tolist(), "distances": nearest}
+        if described:
+            entry["metadata"] = [documents[key] for key in entry["keys"]]
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     return "".join(lines).encode()

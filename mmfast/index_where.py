@@ -18,6 +18,17 @@ from mmfast.cli import UserError
 from mmfast.search.conditions import Column, Condition, col
 
 EXAMPLE = "year > 2019 and genre in ['noir', 'drama']"
+GRAMMAR = """conditions of --where, as in Python:
+  year >= 2019, genre == 'noir', seen == True     ==, !=, <, <=, >, >= with a number, text, True or False
+  1990 <= year < 2000                             several in a row
+  genre in ['noir', 'drama'], year not in [1999]  one of these values, or none of them
+  'noir' in title, title.startswith('The ')       text that contains it, or begins with it
+  year is None, year is not None                  no value, or no such column; or some value
+  not (year > 2000 and seen == True) or year < 3  and, or, not, and parentheses
+  author.name == 'Lem', col('class no') == 1      what is inside a column, and any name
+
+!=, not in and not make the exact opposite of a comparison, so that they match rows without the column as well.
+To leave those out, add: and year is not None"""
 _COMPARISONS: dict[type[ast.cmpop], tuple[Callable[..., Any], Callable[..., Any]]] = {
     # as written, and with its sides exchanged
     ast.Eq: (operator.eq, operator.eq),

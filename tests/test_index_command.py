@@ -116,6 +116,7 @@ def test_text_keys_travel_to_both_kinds_of_files(films: Path, capsys: pytest.Cap
         assert [line["query"] for line in lines] == [0, 1, 2]
         for line, keys, distances in zip(lines, found["keys"], found["distances"], strict=True):
             assert line["keys"] == keys[:2].tolist()
+            assert [document["year"] for document in line["metadata"]] == [1950 + int(key[5:]) for key in keys[:2]]
             assert np.array_equal(np.array(line["distances"], np.float32), distances[:2])
             assert np.isinf(distances[2])
 
@@ -437,7 +438,9 @@ def test_info_shows_the_recall_curve(files: Path, capsys: pytest.CaptureFixture[
         assert [line.split()[:2] for line in table] == [[str(p.ef), f"{p.recall:.4f}"] for p in points]
 
 
-def test_verify_lists_damage(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_lists_damage_and_says_what_mends_it(
+    films: Path, vectors: npt.NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(capsys, "verify", "films") == (0, f"films: {ROWS} rows, nothing wrong\n", "")
     shutil.copytree("films", "cut")
     with sqlite3.connect("films/truth.sqlite") as connection:
@@ -446,7 +449,15 @@ def test_verify_lists_damage(films: Path, capsys: pytest.CaptureFixture[str]) ->
     status, out, err = run(capsys, "verify", "films")
     assert status == 1
     assert out.splitlines() == [f"the vector under key 'film {n}' does not match its checksum" for n in (3, 8)]
-    assert err == "films: 2 problems\n"
+    assert err.splitlines() == [
+        "films: 2 problems",
+        "put vectors in again with mmfast index build FOLDER VECTORS --keys KEYS --upsert; "
+        "or restore the folder from a copy",
+    ]
+    np.save("two.npy", vectors[[3, 8]])
+    np.save("keys.npy", np.array(["film 3", "film 8"]))
+    assert run(capsys, "build", "films", "two.npy", "--keys", "keys.npy", "--upsert")[0] == 0
+    assert run(capsys, "verify", "films")[0] == 0
     os.truncate("cut/truth.sqlite", 5000)
     status, out, _ = run(capsys, "verify", "cut")
     assert status == 1
@@ -583,10 +594,37 @@ def test_where_says_what_is_wrong_and_where(text: str, position: int, message: s
     assert f"--where, character {position}" in str(refusal.value)
 
 
+def test_help_shows_conditions_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["index", "search", "--help"])
+    shown = capsys.readouterr().out
+    assert index_where.GRAMMAR in shown
+    lines = re.findall(r"^  (\S.*?)  +\S", index_where.GRAMMAR, re.M)
+    assert len(lines) == 7
+    for line in lines:
+        for text in re.split(r", (?![^\[]*\])", line):
+            index_where.parse(text)
+
+
+def test_opposites_match_rows_without_the_column(films: Path, vectors: npt.NDArray[np.float32]) -> None:
+    with Index.open("films") as index:
+        index.add("no year", vectors[0])
+        for text in ("year != 1950", "not year > 0", "year not in [1950]", "year is None"):
+            assert "no year" in index.search(vectors[0], ROWS, where=index_where.parse(text)).keys, text
+        for text in ("year > 0", "year is not None", "year != 1950 and year is not None"):
+            assert "no year" not in index.search(vectors[0], ROWS, where=index_where.parse(text)).keys, text
+
+
 @pytest.mark.parametrize("text", ["", "   ", "not " * 50_000 + "a == 1", "(" * 5000 + "a", "a == 1\0"])
 def test_where_refuses_what_python_cannot_read(text: str) -> None:
     with pytest.raises(cli.UserError, match="--where"):
         index_where.parse(text)
+
+
+def test_elsewhere_metadata_is_whole(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Index.open("my", NDIM) as index:
+        index.add(1, np.ones(NDIM), {"title": "x" * 500})
+    assert "x" * 500 in run(capsys, "search", "my", "one.npy")[1]
 
 
 def test_on_a_terminal_metadata_is_cut_before_what_matters(
