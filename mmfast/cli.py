@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import mmfast
@@ -85,6 +87,11 @@ def positive_integer(text: str) -> int:
     return _integer(text, 1, 2**31 - 1)
 
 
+def pairs_a_step(text: str) -> int:
+    """Read the size of a batch, whose pairs are compared with each other: of one nothing is learnt."""
+    return _integer(text, 2, 2**31 - 1)
+
+
 def seed(text: str) -> int:
     """Read a seed."""
     return _integer(text, 0, 2**63 - 1)
@@ -101,6 +108,12 @@ def print_facts(facts: dict[str, str]) -> None:
     width = max(map(len, facts))
     for name, fact in facts.items():
         print(f"{name:<{width}}  {fact}")
+
+
+def program() -> str:
+    """Return how this program was called, for commands to copy: by its name where the shell finds it so."""
+    typed = sys.argv[0]
+    return typed if Path(typed).name == "mmfast" and shutil.which("mmfast") != typed else "mmfast"
 
 
 def _check_tier() -> None:

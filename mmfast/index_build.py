@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.cli import UserError
+from mmfast.cli import UserError, program
 from mmfast.index_files import Keys, Vectors, check_rows, open_vectors
 from mmfast.index_folder import told
 from mmfast.index_output import columns_of
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         new, replaced = len(index) - before, vectors.rows - (len(index) - before)
         added = f"added {new:,} rows{f', replaced {replaced:,}' if replaced else ''}"
         _build(index, folder, added)
-        print(f"{folder} holds {len(index):,} rows; search it with: mmfast index search {folder} QUERIES.npy")
+        print(f"{folder} holds {len(index):,} rows; search it with: {program()} index search {folder} QUERIES.npy")
     finally:
         if index is not None:
             index.close()
@@ -177,5 +177,5 @@ def _build(index: DurableIndex, folder: Path, added: str) -> None:
             index.build()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped; all rows are in the index, and mmfast index compact {folder} builds its graph"
+            f"stopped; all rows are in the index, and {program()} index compact {folder} builds its graph"
         ) from None

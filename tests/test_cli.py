@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], unbuffe
     os.close(writing)
     assert ended.stderr == ""
     assert ended.returncode in (0, 1)  # argparse itself passes over help that cannot be written
+
+
+def test_commands_to_copy_begin_as_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "mmfast"
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    for path, typed, expected in (
+        (str(tmp_path), str(installed), "mmfast"),  # as the shell finds it
+        (str(tmp_path), ".venv/bin/mmfast", ".venv/bin/mmfast"),  # another one
+        (os.devnull, ".venv/bin/mmfast", ".venv/bin/mmfast"),
+        (os.devnull, "/site-packages/mmfast/cli.py", "mmfast"),
+    ):
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.setattr(sys, "argv", [typed])
+        assert cli.program() == expected

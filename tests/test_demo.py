@@ -422,7 +422,8 @@ def test_without_npm_the_demo_says_so_and_goes_on_with_digits(
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: must be an integer from 1 to 2,147,483,647, got 0"),
-        (["--batch-size", "many"], "--batch-size: must be an integer from 1 to 2,147,483,647, got many"),
+        (["--batch-size", "many"], "--batch-size: must be an integer from 2 to 2,147,483,647, got many"),
+        (["--batch-size", "1"], "--batch-size: must be an integer from 2 to 2,147,483,647, got 1"),
         (["--seed", "9" * 20], "--seed: must be an integer from 0 to"),
         (["--seed", "-1"], "--seed: must be an integer from 0 to"),
         (["--loss", "triplet"], "invalid choice: 'triplet'"),

@@ -210,7 +210,9 @@ def test_wrong_arguments(
     assert message in err
 
 
-@pytest.mark.parametrize("option", [["--holdout", "0"], ["--holdout", "1"], ["--holdout", "nan"], ["--epochs", "0"]])
+@pytest.mark.parametrize(
+    "option", [["--batch-size", "1"], ["--holdout", "0"], ["--holdout", "1"], ["--holdout", "nan"], ["--epochs", "0"]]
+)
 def test_options_out_of_range(tmp_path: Path, option: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", "m.csv", "--out", str(tmp_path), *option])

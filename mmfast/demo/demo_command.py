@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.table import Table
 
-from mmfast.cli import positive_integer, seed
+from mmfast.cli import pairs_a_step, positive_integer, program, seed
 from mmfast.demo import digits, emoji, evaluation, training
 from mmfast.demo.models import JointModel
 from mmfast.demo.pairs import Dataset
@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         help="passes over the training pairs (default: {emoji} emoji, {digits} digits)".format(**DEFAULT_EPOCHS),
     )
-    parser.add_argument("--batch-size", type=positive_integer, default=128, help="pairs per step (default: 128)")
+    parser.add_argument(
+        "--batch-size", type=pairs_a_step, default=128, help="pairs per step, compared with each other (default: 128)"
+    )
     parser.add_argument(
         "--seed", type=seed, default=0, help="of the weights, the order and the variations (default: 0)"
     )
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         RunFolder.write(args.out, model, dataset, history, recalls, timings, options)
     console.print(timing_table(timings))
     console.print(f"Report: {args.out / 'report.html'}")
-    console.print(f'Search: mmfast search {args.out} "{"red heart" if dataset.name == "emoji" else "seven"}"')
+    words = "red heart" if dataset.name == "emoji" else "seven"
+    console.print(f'Search: {program()} search {args.out} "{words}"', soft_wrap=True)
     return 0
 
 

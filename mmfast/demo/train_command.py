@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mmfast.cli import UserError, positive_integer, seed
+from mmfast.cli import UserError, pairs_a_step, positive_integer, program, seed
 from mmfast.demo import evaluation, features, manifest, training
 from mmfast.demo.demo_command import MARGIN, recall_table, timing_table
 from mmfast.demo.models import JointModel
@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--loss", choices=training.LOSSES, default="both", help="what is minimised (default: both)")
     parser.add_argument("--epochs", type=positive_integer, default=40, help="passes over the data (default: 40)")
-    parser.add_argument("--batch-size", type=positive_integer, default=128, help="pairs per step (default: 128)")
+    parser.add_argument(
+        "--batch-size", type=pairs_a_step, default=128, help="pairs per step, compared with each other (default: 128)"
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of the weights, the order and the split (default: 0)")
     parser.add_argument(
         "--holdout",
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(timing_table(timings))
     console.print(f"Report: {args.out / 'report.html'}", soft_wrap=True)
     query = "WORDS or PICTURE" if files else "VECTOR.npy --as text"
-    console.print(f"Search: mmfast search {args.out} {query}", soft_wrap=True)
+    console.print(f"Search: {program()} search {args.out} {query}", soft_wrap=True)
     return 0
 
 
