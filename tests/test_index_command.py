@@ -621,6 +621,18 @@ def test_where_refuses_what_python_cannot_read(text: str) -> None:
         index_where.parse(text)
 
 
+@pytest.mark.parametrize("options", [[], ["--out", "r.jsonl"]])
+def test_rows_removed_while_they_are_shown_are_an_error_in_words(
+    films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    def gone(*_: object) -> None:
+        raise KeyError("the index does not hold 'film 7'")
+
+    monkeypatch.setattr(DurableIndex, "metadata", gone)
+    message = refused(capsys, "search", "films", "one.npy", *options)
+    assert "rows that were found were removed meanwhile by another process; search again" in message
+
+
 def test_elsewhere_metadata_is_whole(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Index.open("my", NDIM) as index:
         index.add(1, np.ones(NDIM), {"title": "x" * 500})
