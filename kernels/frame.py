@@ -12,7 +12,7 @@ from torch import Tensor
 from mmfast.kernels.configs import SMALL
 from mmfast.kernels.order import Ordered, widen
 
-SAMPLE = 128  # rows that the frame is made from, half of them of the other side if there is one
+SAMPLE = 64  # rows that the frame is made from, half of them of the other side if there is one
 
 
 class Frame(NamedTuple):
