@@ -32,10 +32,10 @@ from mmfast.kernels.screen import DENSE
 LAUNCH = 4e-6  # seconds of the host for each, without a graph: PyTorch's, or Triton's, and the driver's
 GAP = 1e-6  # seconds from the end of a kernel to the start of the next that needs its results
 
-# Instructions of sm_90 outside of the loops of products, by pairs of rows: as the screen of (128, 64) is compiled.
-DECIDE = 20  # conversion and scaling of the product, the bounds, the comparison of classes, the count of candidates
-PACK = 11  # the masks of the candidates, in both directions
-FINE = 51  # in a dense tile: the second digit, both of its bounds, and the masks of what is certain and what is not
+# Instructions of sm_90 outside of the loops of products, by pairs of rows: as tiles of (128, 128) are compiled.
+DECIDE = 18  # conversion and scaling of the product, the bounds, the comparison of classes, the count of candidates
+PACK = 10  # the masks of the candidates, in both directions
+FINE = 47  # in a dense tile: the second digit, both of its bounds, and the masks of what is certain and what is not
 UNPACK = 7  # of the loop that sums digits: a bit to a byte, for each digit and each slice of features
 SLICE = 256  # features that one program of it sums
 
@@ -99,7 +99,7 @@ DOUBT = 0.001  # of the pairs: what the screen leaves open beside the active one
 def ours(step: Step, gpu: Gpu) -> list[Stage]:
     """Return the stages of mmfast.kernels.pair_hinge."""
     elements, dense = float(step.rows * step.features), step.active >= DENSE
-    products = 3 if dense else 1  # of digits, over half of the pairs
+    products = 4 if dense else 1  # of digits, over half of the pairs; a dense tile is decided anew
     decide = DECIDE + (FINE if dense else PACK)
     # Masks are cleared and written, two of them and each twice.
     stages = [
@@ -227,7 +227,9 @@ def table() -> str:
 
 TEXT = f"""# What the kernels should take
 
-Written by `python -m mmfast.kernels.roofline`: a prediction from data sheets; nothing here was measured.
+Written by `python -m mmfast.kernels.roofline`: a prediction from data sheets; nothing here was measured. What an H100
+took is in [gpu/gpu.md](gpu/gpu.md): in a CUDA graph three times the prediction at 16,384 rows and about the prediction
+at 131,072; without a graph, what its host took for each launch, some 50 µs where 4 are assumed here.
 
 Products are taken at the peaks of the data sheets, and memory too. What a kernel does beside its products is counted in
 instructions of what sm_90 compiles to, at the rate of the integer units and not overlapped with the products: {DECIDE}
