@@ -46,7 +46,7 @@ test-native:   ## the engine's own tests: with sanitizers, and emulated for 64-b
 
 audit: build   ## compile the GPU kernels for every architecture, and check what they were compiled to
 	mkdir -p out
-	$(BIN)/python -m mmfast.kernels.audit --out out/audit.md
+	$(BIN)/python -m mmfast.kernels.audit $(AUDIT) --out out/audit.md
 
 bench: build   ## measure everything against everything a user would pick instead
 	mkdir -p out

@@ -142,7 +142,7 @@ CONFIGS: dict[str, Config] = {
         rows=Rows(2048, 64, 4),
         screen=Screen(64, 4, 1),
         products=Products(64, 32, 4, 1),
-        pairs=Pairs(32, 4, 64, 4, 5),
+        pairs=Pairs(32, 8, 64, 4, 5),
         combine=Combine(8, 64, 4),
     ),
 }

@@ -103,19 +103,15 @@ def next_found(values, count, key, found, size, LEVEL: tl.constexpr):
 
 
 @triton.jit
-def ranges_of(values, count, steps, label, ignored):
-    """Where a label begins and ends among the sorted values, and the ignored one; 2^steps is above their number."""
-    begin = tl.zeros_like(label).to(tl.int32)
+def range_of(values, count, steps, key):
+    """Where a key begins and ends among the sorted values; 2^steps is above their number."""
+    begin = tl.zeros_like(key).to(tl.int32)
     end = begin
-    gone_begin = tl.zeros_like(ignored).to(tl.int32)
-    gone_end = gone_begin
     for step in range(steps):
         size = 1 << (steps - 1 - step)
-        begin = next_found(values, count, label, begin, size, False)
-        end = next_found(values, count, label, end, size, True)
-        gone_begin = next_found(values, count, ignored, gone_begin, size, False)
-        gone_end = next_found(values, count, ignored, gone_end, size, True)
-    return begin, end, gone_begin, gone_end
+        begin = next_found(values, count, key, begin, size, False)
+        end = next_found(values, count, key, end, size, True)
+    return begin, end
 
 
 @triton.jit(do_not_specialize=["count", "steps", "other_count", "other_steps", "ignore_index"])
@@ -138,14 +134,13 @@ def find_ranges(
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = place < count
     ignored = tl.zeros((1,), tl.int64) + ignore_index
-    # The range of the ignored rows is needed to know whose label is looked for; that of the label itself comes second.
-    _, _, gone_begin, gone_end = ranges_of(values, count, steps, ignored, ignored)
+    gone_begin, gone_end = range_of(values, count, steps, ignored)
     gone = gone_end - gone_begin
     kept = count - gone
     source = tl.where(place < gone_begin, place, tl.where(place < kept, place + gone, place - kept + gone_begin))
     label = tl.load(values + source, mask=here, other=0)
     row = tl.load(order + source, mask=here, other=0)
-    begin, end, _, _ = ranges_of(values, count, steps, label, ignored)
+    begin, end = range_of(values, count, steps, label)
     taking_part = label != ignored
     begin = tl.where(taking_part, begin - tl.where(begin >= gone_end, gone, 0), kept)
     end = tl.where(taking_part, end - tl.where(end >= gone_end, gone, 0), count)
@@ -153,9 +148,8 @@ def find_ranges(
         other_begin = begin
         other_end = end
     else:
-        other_begin, other_end, other_gone_begin, other_gone_end = ranges_of(
-            other_values, other_count, other_steps, label, ignored
-        )
+        other_begin, other_end = range_of(other_values, other_count, other_steps, label)
+        other_gone_begin, other_gone_end = range_of(other_values, other_count, other_steps, ignored)
         other_gone = other_gone_end - other_gone_begin
         other_begin = tl.where(taking_part, other_begin - tl.where(other_begin >= other_gone_end, other_gone, 0), 0)
         other_end = tl.where(taking_part, other_end - tl.where(other_end >= other_gone_end, other_gone, 0), 0)
