@@ -81,15 +81,13 @@ test_what_is_not_finite_makes_the_result_nan = cpu.test_what_is_not_finite_makes
 
 @pytest.mark.slow
 class TestAdversarial:
-    """Those of the CPU engine that fit the interpreter's pace."""
+    """Those of the CPU engine that fit the interpreter's pace; `make test-gpu` has them all."""
 
     theirs = cpu.TestAdversarial
     test_ties_at_the_margin = theirs.test_ties_at_the_margin
     test_one_rounding_either_side_of_the_margin = theirs.test_one_rounding_either_side_of_the_margin
-    test_duplicates = theirs.test_duplicates
     test_scales_of_float64 = theirs.test_scales_of_float64
     test_what_overflows_is_infinite_as_in_pytorch = theirs.test_what_overflows_is_infinite_as_in_pytorch
-    test_dense_units_beside_an_outlier = theirs.test_dense_units_beside_an_outlier
     test_a_margin_near_the_largest_float = theirs.test_a_margin_near_the_largest_float
     test_denormals = theirs.test_denormals
 
