@@ -138,7 +138,8 @@ def measure(case: Case, device: torch.device, rounds: int, console: Console) -> 
             step = on_device(capture(step, device) if provider.name == CAPTURED else step, device)
             start = time.perf_counter()
             errors = check(provider.name, step(), truth, exact_dtype=case.dtype == "float32")
-            peaks[provider.name] = _peak(step, device)
+            # A graph holds its memory from when it was captured.
+            peaks[provider.name] = None if provider.name == CAPTURED else _peak(step, device)
             start = time.perf_counter()
             step()
         except (UnavailableError, torch.OutOfMemoryError) as reason:
@@ -194,9 +195,8 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
 
 def markdown(machine: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     """Return times, then memory, one row for each case and one column for each provider."""
-    cases = list(dict.fromkeys(Case(*(r[field] for field in Case._fields)) for r in records))
-    names = list(dict.fromkeys(r["provider"] for r in records))
     of = {(Case(*(r[field] for field in Case._fields)), r["provider"]): r for r in records}
+    cases, names = list(dict.fromkeys(case for case, _ in of)), list(dict.fromkeys(name for _, name in of))
     head = ["B × D", "dtype", "active", *names]
     lines = [", ".join(f"{name} {value}" for name, value in machine.items() if value != ""), ""]
     for title, unit in (("Loss and gradient, best of several rounds, ms", "best"), ("Peak memory, MB", "peak_bytes")):
@@ -234,17 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = [Case(b, d, s, t) for t in args.dtype for s in args.density for d in args.features for b in args.rows]
     console = make_console()
     machine = describe() | {"gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none"}
-    records: list[dict[str, Any]] = []
 
-    def measure_and_keep(case: Case) -> list[dict[str, Any]]:
-        found = measure(case, device, args.rounds, console)
-        records.extend(found)
-        if args.json:  # after each case, so that none is lost if a later one fails
+    def keep(records: list[dict[str, Any]]) -> None:
+        if args.json:
             write(args.json, FORMAT, machine, records)
             args.json.with_suffix(".md").write_text(markdown(machine, records))
-        return found
 
-    measure_all(console, machine, cases, measure_and_keep, table)
+    measure_all(console, machine, cases, lambda case: measure(case, device, args.rounds, console), table, keep)
     if args.json:
         console.print(f"wrote {args.json} and {args.json.with_suffix('.md')}")
     return 0

@@ -264,14 +264,19 @@ def measure_all(
     cases: Sequence[CaseT],
     measure_one: Callable[[CaseT], list[dict[str, Any]]],
     table_of: Callable[[Sequence[dict[str, Any]]], Table],
+    keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """Measure case by case, printing each one's table; return all records."""
+    """Measure case by case, printing each one's table; return all records.
+
+    Those so far are given to ``keep`` after each case, so that none is lost if a later one fails.
+    """
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
     records: list[dict[str, Any]] = []
     for case in cases:
         found = measure_one(case)
         console.print(table_of(found))
         records += found
+        keep(records)
     return records
 
 
@@ -291,11 +296,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def measure_one(case: Case) -> list[dict[str, Any]]:
         return measure(case, args.rounds, case.memory and not args.no_memory, console)
 
-    records = measure_all(console, machine, args.cases, measure_one, table)
+    def keep(records: list[dict[str, Any]]) -> None:
+        if args.json:
+            write(args.json, FORMAT, machine, records)
+
+    records = measure_all(console, machine, args.cases, measure_one, table, keep)
     if any(record["provider"] == OURS for record in records):
         console.print(summary(records))
     if args.json:
-        write(args.json, FORMAT, machine, records)
         console.print(f"wrote {args.json}")
     return 0
 
