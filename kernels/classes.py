@@ -77,8 +77,8 @@ def sum_parts(
     slot = tl.program_id(0)
     first = slot // 2 * PART
     row = tl.where(slot % 2 == 0, first, tl.minimum(first + PART, count) - 1)  # the part's class holds this one
-    begin = tl.load(begins + row).to(tl.int32)
-    class_end = tl.load(ends + row).to(tl.int32)
+    begin = tl.load(begins + row)
+    class_end = tl.load(ends + row)
     start = begin + tl.cdiv(tl.maximum(first - begin, 0), PART) * PART
     if (class_end - begin <= PART) | (start >= class_end) | (slot_of(begin, start, PART) != slot):
         return

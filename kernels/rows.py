@@ -44,7 +44,7 @@ class Side(NamedTuple):
 
     rows: Tensor  # (N, D) in the input's dtype
     classes: Tensor  # (N,) int32, the same numbers on both sides
-    ends: Tensor  # (N,) int32, where the class of a row ends
+    ends: Tensor  # (N,) int32, where the class of a row ends; of balls nothing is asked
     digits: Tensor  # (2, N padded, D padded) int8
     bounds: Tensor  # (5, N padded) float32: s, a and b of one digit, a and b of two
     steps: Tensor  # (WIDE, D padded, N padded) int8, the digits of z / step; none: pairs are summed one by one
