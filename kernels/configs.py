@@ -1,6 +1,6 @@
 """Block sizes and warps of every kernel by architecture, as `make audit` found them to fit: a table, to be read.
 
-``MMFAST_AUTOTUNE=1`` has Triton measure some others, which fit too, for the two kernels that do the products, at the
+``MMFAST_AUTOTUNE=1`` has Triton measure some others, which fit too, for the kernels that do the products, at the
 first call of each number of features; that call waits for the GPU, and so cannot be captured in a CUDA graph.
 """
 
@@ -65,7 +65,7 @@ class Pairs(NamedTuple):
     words: int  # of 32 bits, likewise
     block_d: int
     num_warps: int
-    programs: int = 4096
+    programs: int = 4096  # at most; of those that decide, as many as there are tiles
 
     def options(self, features: int) -> dict[str, Any]:
         return {
@@ -94,44 +94,59 @@ class Combine(NamedTuple):
 class Config(NamedTuple):
     tile_m: int  # rows and columns that are screened at a time; tile_n divides tile_m
     tile_n: int
-    part_n: int  # columns that are refined at a time, a divisor of tile_n
+    part_n: int  # columns that are refined at a time, a divisor of tile_m
     rows: Rows
     screen: Screen
+    refine: Screen
     products: Products
     pairs: Pairs
+    decide: Pairs
     combine: Combine
     other_screens: tuple[Screen, ...] = ()  # what the autotuner may choose instead
+    other_refines: tuple[Screen, ...] = ()
     other_products: tuple[Products, ...] = ()
 
 
-_COMMON: dict[str, Any] = {"rows": Rows(1024, 512, 4), "pairs": Pairs(8, 64, 64, 2), "combine": Combine(8, 256, 4)}
+_COMMON: dict[str, Any] = {
+    "rows": Rows(256, 256, 1),
+    "pairs": Pairs(8, 128, 128, 4, 2048),
+    "decide": Pairs(8, 16, 64, 1),
+    "combine": Combine(8, 512, 4),
+}
 _SM_80: dict[str, Any] = {
     "screen": Screen(64, 8, 3),  # with 128 features at a time, or 4 warps, it spills
-    "products": Products(256, 64, 8, 3),
+    "refine": Screen(64, 8, 2),
+    "products": Products(128, 64, 8, 3),
+    "pairs": Pairs(8, 64, 64, 2),
+    "combine": Combine(8, 256, 4),
     "other_screens": (Screen(64, 8, 2),),
-    "other_products": (Products(256, 64, 8, 2), Products(256, 32, 8, 3)),  # four stages compile to what three do
+    "other_refines": (Screen(64, 8, 3),),
+    "other_products": (Products(128, 64, 8, 2), Products(128, 128, 8, 2)),
 }
 _SM_90: dict[str, Any] = {
-    "screen": Screen(64, 8, 2),  # with three stages it spills
-    "products": Products(128, 64, 4, 3),
+    "screen": Screen(64, 4, 3),
+    "refine": Screen(128, 8, 3),
+    "products": Products(128, 128, 4, 3),
     "other_screens": (Screen(32, 8, 4),),
-    "other_products": (Products(256, 64, 8, 3), Products(256, 64, 8, 2)),
+    "other_refines": (Screen(64, 8, 3),),
+    "other_products": (Products(128, 128, 8, 3), Products(128, 64, 4, 3)),
 }
 _SM_100 = {**_SM_90, "screen": Screen(32, 8, 4), "other_screens": (Screen(32, 8, 3),)}
 CONFIGS: dict[str, Config] = {
-    "sm_80": Config(128, 64, 64, **_SM_80, **_COMMON),
-    "sm_89": Config(128, 64, 64, **{**_SM_80, **_COMMON, "pairs": Pairs(8, 128, 64, 2)}),  # with 64 words it spills
-    "sm_90": Config(128, 128, 64, **_SM_90, **_COMMON),
-    "sm_100": Config(128, 128, 32, **_SM_100, **_COMMON),
-    "sm_120": Config(128, 64, 64, **_SM_80, **_COMMON),
+    "sm_80": Config(128, 64, 64, **_COMMON | _SM_80),
+    "sm_89": Config(128, 64, 64, **_COMMON | _SM_80 | {"pairs": Pairs(8, 128, 64, 2)}),  # with 64 words it spills
+    "sm_90": Config(128, 128, 128, **_COMMON | _SM_90),
+    "sm_100": Config(128, 128, 32, **_COMMON | _SM_100),
+    "sm_120": Config(128, 64, 64, **_COMMON | _SM_80 | {"rows": Rows(512, 256, 4)}),  # with fewer elements it spills
     "gfx942": Config(
         128,
         128,
         64,
         screen=Screen(64, 8, 2),  # of 64 KB of shared memory 128 features in three stages take 128
-        products=Products(256, 64, 8, 2),
+        refine=Screen(64, 8, 2),
+        products=Products(128, 64, 8, 2),
         other_screens=(Screen(64, 4, 3),),
-        other_products=(Products(256, 64, 4, 3), Products(256, 64, 8, 3)),
+        other_products=(Products(128, 64, 4, 3), Products(256, 64, 8, 2)),
         **_COMMON,
     ),
     # Small tiles, so that a small test has several of them.
@@ -141,8 +156,10 @@ CONFIGS: dict[str, Config] = {
         32,
         rows=Rows(2048, 64, 4),
         screen=Screen(64, 4, 1),
+        refine=Screen(64, 4, 1),
         products=Products(64, 32, 4, 1),
         pairs=Pairs(32, 8, 64, 4, 5),
+        decide=Pairs(32, 4, 64, 4, 5),
         combine=Combine(8, 64, 4),
     ),
 }

@@ -12,12 +12,27 @@ from torch import Tensor
 from mmfast.kernels.configs import SMALL
 from mmfast.kernels.order import Ordered, widen
 
+
+class Steps(NamedTuple):
+    """How finely rows are rounded for sums: the rounding is well below that of a gradient in their dtype."""
+
+    DIGITS: int  # of 8 bits that a row in steps has, at most
+    UNIT_BITS: int  # half a step is at most 2^-UNIT_BITS of the unit
+    MARGIN_BITS: int  # and 2^-MARGIN_BITS sqrt(margin / D)
+
+
+STEPS = {
+    torch.float64: Steps(4, 27, 23),  # pairs are summed one by one
+    torch.float32: Steps(4, 27, 23),
+    torch.float16: Steps(3, 16, 15),
+    torch.bfloat16: Steps(3, 12, 11),
+}
 SAMPLE = 64  # rows that the frame is made from, half of them of the other side if there is one
 
 
 class Frame(NamedTuple):
     centre: Tensor  # (D,) float64, of values that the rows' dtype holds
-    constants: Tensor  # (3,) float64: unit, margin and step
+    constants: Tensor  # (5,) float64: unit, margin, step, how many digits a row in steps has, and what they reach
 
 
 def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
@@ -27,7 +42,7 @@ def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
     slices = -(-features // block)
     centre = x.rows.new_empty(features, dtype=torch.float64)
     deviations = x.rows.new_empty((slices, SAMPLE), dtype=torch.float64)
-    constants = x.rows.new_full((3,), margin, dtype=torch.float64)
+    constants = x.rows.new_full((5,), margin, dtype=torch.float64)
     sample_centre[(slices,)](
         x.rows,
         x.number,
@@ -50,6 +65,7 @@ def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
         SAMPLE=SAMPLE,
         LOWEST=-120 if narrow else -900,
         HIGHEST=80 if narrow else 900,
+        **STEPS[x.rows.dtype]._asdict(),
         **SMALL,
     )
     return Frame(centre, constants)
@@ -105,10 +121,13 @@ def sample_constants(
     deviations,
     slices,
     features,
-    constants,  # the margin, three times
+    constants,  # the margin, five times
     SAMPLE: tl.constexpr,
     LOWEST: tl.constexpr,
     HIGHEST: tl.constexpr,
+    DIGITS: tl.constexpr,
+    UNIT_BITS: tl.constexpr,
+    MARGIN_BITS: tl.constexpr,
 ):
     """Make the median deviation, or the largest if that is zero, one to two units."""
     sample = tl.arange(0, SAMPLE)
@@ -126,6 +145,12 @@ def sample_constants(
     exponent = tl.minimum(tl.maximum(-exponent, LOWEST), HIGHEST)
     unit = ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
     margin = tl.load(constants + 1)
-    largest = tl.minimum(256 * tl.sqrt(margin / features.to(tl.float64)) * unit, 16.0)
+    per_feature = tl.sqrt(margin / features.to(tl.float64)) * unit
+    step = tl.minimum(per_feature * 2.0 ** (1 - MARGIN_BITS), 2.0 ** (1 - UNIT_BITS))
+    reach = step * 2.0 ** (8 * DIGITS - 2)
+    # One digit fewer will do if it reaches twice as far as the sample.
+    enough = reach / 256 >= 2 * unit * tl.max(tl.where(deviation < float("inf"), deviation, 0.0), 0)
     tl.store(constants, unit)
-    tl.store(constants + 2, largest * 9.313225746154785e-10)  # 2^-30
+    tl.store(constants + 2, step)
+    tl.store(constants + 3, tl.where(enough, DIGITS - 1.0, DIGITS))
+    tl.store(constants + 4, tl.where(enough, reach / 256, reach))

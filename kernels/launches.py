@@ -99,6 +99,7 @@ def describe(kernel: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Lau
 def alternatives(config: Config, chosen: list[Launch]) -> list[Launch]:
     """Return what the autotuner may launch instead, each variant once."""
     configs = [config._replace(screen=other) for other in config.other_screens]
+    configs += [config._replace(refine=other) for other in config.other_refines]
     configs += [config._replace(products=other) for other in config.other_products]
     launches = {
         (launch.name, launch.variant, launch.options): launch

@@ -32,8 +32,8 @@ def make_loss(
         weights,
         factor,
         loss,
-        BLOCK=1024,
-        **SMALL,
+        BLOCK=8192,
+        **{**SMALL, "num_warps": 16},
     )
     return loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,16 +10,16 @@ import triton
 from torch import Tensor
 
 from mmfast.kernels.choice import products_given
-from mmfast.kernels.configs import SMALL, Config, tuned
+from mmfast.kernels.configs import SMALL, Config, Pairs, tuned
 from mmfast.kernels.frame import Frame
+from mmfast.kernels.pairs import QUEUE, add_pairs, decide
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
-from mmfast.kernels.rows import WIDE, Side
+from mmfast.kernels.rows import Side
 from mmfast.kernels.screen import refine, screen
-from mmfast.kernels.sums import add_digits, add_pairs, add_totals, list_tiles
+from mmfast.kernels.sums import add_digits, add_totals, list_tiles
 
-BLOCK_ROWS = 16384  # on either side of a block of pairs, whose four masks take 128 MB
+BLOCK_ROWS = 16384  # on either side of a block of pairs, of which each mask takes 32 MB and verdicts 256 MB
 CHUNK_ROWS = 2048  # against BLOCK_ROWS where products are given, which take 128 MB
-QUEUE = 4  # times as many places as columns that are looked at together
 
 
 class Sums(NamedTuple):
@@ -38,13 +39,19 @@ class Part(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What the screen says of a block of pairs; zeros where it is not asked."""
+    """What the screen says of a block of pairs; zeros where it is not asked, but for verdicts, which are not read."""
 
-    certain: Tensor  # (rows, columns / 32) int32
-    doubtful: Tensor
-    certain_turned: Tensor  # (columns, rows / 32)
-    doubtful_turned: Tensor
-    active: Tensor  # (row tiles, column tiles) int32, of the certain pairs
+    doubtful: Tensor  # (rows, columns / 32) int32, of tiles with few candidates
+    doubtful_turned: Tensor  # (columns, rows / 32)
+    dense: Tensor  # (row tiles, column tiles) int32, of tile_m on either side
+    counts: Tensor  # (rows,) int32: active pairs of the dense tiles
+    counts_turned: Tensor  # (columns,)
+    verdicts: Tensor  # (rows, columns) int8, of the dense tiles
+    verdicts_turned: Tensor  # (columns, rows); in a block that is its own other side the same tensor
+
+    @property
+    def shared(self) -> bool:
+        return self.verdicts_turned is self.verdicts
 
 
 def negative_sums(
@@ -72,13 +79,18 @@ def negative_sums(
     for first_row in range(0, x.padded, block_rows):
         for first_column in range(first_row // BLOCK_ROWS * BLOCK_ROWS if self_form else 0, y.padded, BLOCK_ROWS):
             masks = screen_block(x, y, self_form, first_row, first_column, spoilt, near, given, True, config)
-            own, other = Part(x, first_row, x_sums), Part(y, first_column, y_sums)
-            if x.summed:
-                add_dense(masks, own, other, frame, config)
-            add_sparse(masks.doubtful, own, other, frame, True, config)
-            if y_sums.differences is not None:
-                add_sparse(masks.doubtful_turned, other, own, frame, False, config)
+            add_block(masks, Part(x, first_row, x_sums), Part(y, first_column, y_sums), frame, config)
+            del masks  # before the next block has its own
     return x_sums, y_sums
+
+
+def add_block(masks: Masks, own: Part, other: Part, frame: Frame, config: Config) -> None:
+    """Add what is active in a block of pairs to the sums of both sides."""
+    if own.side.summed:
+        add_dense(masks, own, other, frame, config)
+    add_sparse(masks.doubtful, own, other, frame, True, config)
+    if other.sums.differences is not None:
+        add_sparse(masks.doubtful_turned, other, own, frame, False, config)
 
 
 def _sums(side: Side, wanted: bool, config: Config) -> Sums:
@@ -126,13 +138,13 @@ def screen_block(
     rows = min(CHUNK_ROWS if given else BLOCK_ROWS, x.padded - first_row)
     columns = min(BLOCK_ROWS, y.padded - first_column)
     row_tiles, column_tiles = rows // config.tile_m, columns // config.tile_n
-    masks = _masks(x.digits, rows, columns, row_tiles, column_tiles, x.summed, turned)
-    dots = masks.active
+    shared = self_form and first_row == first_column and rows == columns
+    masks = _masks(x.digits, rows, columns, config.tile_m, x.summed, turned, shared)
+    dots = masks.dense
     if given:
         own, other = x.digits[0, first_row : first_row + rows], y.digits[0, first_column : first_column + columns]
         dots = torch._int_mm(own, other.T)
     sides = (
-        column_tiles,
         first_row,
         first_column,
         *(x.digits, x.bounds, x.classes, x.padded),
@@ -140,95 +152,116 @@ def screen_block(
         x.rows.shape[0],
         y.rows.shape[0],
         x.depth,
+        *(masks.doubtful, masks.doubtful_turned, rows, columns, masks.dense, dots),
     )
     choices = [choice.options(x.depth) for choice in (config.screen, *config.other_screens)]
-    blocks = {"SELF": self_form, "GIVEN": given, "BLOCK_M": config.tile_m, "BLOCK_N": config.tile_n}
     kernel, options = tuned(screen, choices, ["depth", "SELF", "SUMMED", "GIVEN"])
     kernel[(row_tiles * column_tiles,)](
         spoilt,
         spoilt if near is None else near,
         0 if near is None else near.shape[1],
         *sides,
-        *(masks.doubtful, masks.doubtful_turned, rows, columns, masks.active, dots),
         NEAR=near is not None,
         SUMMED=x.summed,
         TURNED=turned,
-        **blocks,
+        SELF=self_form,
+        GIVEN=given,
+        BLOCK_M=config.tile_m,
+        BLOCK_N=config.tile_n,
         **options,
     )
     if x.summed:
-        kernel, options = tuned(refine, choices, ["depth", "SELF", "GIVEN"])
-        of_tiles = *masks[:4], rows, columns, masks.active, dots
-        kernel[(row_tiles * column_tiles,)](*sides, *of_tiles, PART_N=config.part_n, **blocks, **options)
+        choices = [choice.options(x.depth) for choice in (config.refine, *config.other_refines)]
+        kernel, options = tuned(refine, choices, ["depth", "SELF", "SHARED", "GIVEN"])
+        kernel[(masks.dense.numel(),)](
+            *sides,
+            *(masks.verdicts, masks.verdicts_turned, masks.counts, masks.counts_turned),
+            SELF=self_form,
+            SHARED=shared,
+            GIVEN=given,
+            CLEARED=config.tile_n == config.tile_m,
+            BLOCK_M=config.tile_m,
+            PART_N=config.part_n,
+            **options,
+        )
     return masks
 
 
-def _masks(
-    like: Tensor, rows: int, columns: int, row_tiles: int, column_tiles: int, summed: bool, turned: bool
-) -> Masks:
+def _masks(like: Tensor, rows: int, columns: int, tile: int, summed: bool, turned: bool, shared: bool) -> Masks:
     """Cut what is cleared at once into masks; those that are not wanted are empty."""
     shapes = [
-        (rows if summed else 0, columns // 32),
         (rows, columns // 32),
-        (columns if summed else 0, rows // 32),
         (columns if turned else 0, rows // 32),
-        (row_tiles if summed else 0, column_tiles),
+        (rows // tile if summed else 0, columns // tile),
+        (rows if summed else 0,),
+        (columns if summed else 0,),
     ]
-    cleared = like.new_zeros(sum(height * width for height, width in shapes), dtype=torch.int32)
-    pieces = cleared.split([height * width for height, width in shapes])
-    return Masks(*(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)))
+    lengths = [math.prod(shape) for shape in shapes]
+    pieces = like.new_zeros(sum(lengths), dtype=torch.int32).split(lengths)
+    verdicts = like.new_empty((rows if summed else 0, columns))
+    verdicts_turned = verdicts if shared else like.new_empty((columns if summed else 0, rows))
+    return Masks(*(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)), verdicts, verdicts_turned)
 
 
 def add_dense(masks: Masks, own: Part, other: Part, frame: Frame, config: Config) -> None:
-    """Add the differences of the certain pairs to the sums of both sides, and their loss and number."""
-    row_tiles, column_tiles = masks.active.shape
-    order = masks.active.new_empty((2, row_tiles * column_tiles))
-    row_counts, column_counts = masks.active.new_empty(row_tiles), masks.active.new_empty(column_tiles)
-    list_tiles[(row_tiles + column_tiles,)](
-        masks.active, row_tiles, column_tiles, order, row_counts, column_counts, BLOCK=256, **SMALL
+    """Decide what is left of the dense tiles, and add the differences of their active pairs to the sums of both sides.
+
+    In a block that is its own other side that is one sum, in which each pair is added to the sums of both of its rows.
+    """
+    (row_tiles, column_tiles), (rows, columns) = masks.dense.shape, masks.verdicts.shape
+    places = _places(config.decide)
+    decide[(row_tiles * column_tiles,)](
+        *(masks.dense, masks.verdicts, masks.verdicts_turned, rows, columns),
+        *(own.side.rows, own.first, other.side.rows, other.first, own.side.rows.shape[1], frame.constants),
+        *(masks.counts, masks.counts_turned, masks.doubtful, masks.doubtful_turned),
+        masks.dense.new_empty((row_tiles * column_tiles, places), dtype=torch.int16),
+        SHARED=masks.shared,
+        TILE=config.tile_m,
+        PLACES=places,
+        **config.decide.options(own.side.rows.shape[1]),
     )
-    m, n = config.tile_m, config.tile_n
-    _add_digits(masks.certain, order[0], row_counts, own, other, frame, m, n, True, config)
-    _add_digits(masks.certain_turned, order[1], column_counts, other, own, frame, n, m, False, config)
+    order = masks.dense.new_empty((2, row_tiles * column_tiles))
+    row_counts, column_counts = masks.dense.new_empty(row_tiles), masks.dense.new_empty(column_tiles)
+    list_tiles[(row_tiles + (0 if masks.shared else column_tiles),)](
+        masks.dense, row_tiles, column_tiles, order, row_counts, column_counts, BLOCK=256, **SMALL
+    )
+    counts = masks.counts, masks.counts_turned
+    _add_digits(masks.verdicts, counts, order[0], row_counts, own, other, frame, masks.shared, True, config)
+    if not masks.shared:
+        turned = masks.verdicts_turned, counts[::-1], order[1], column_counts
+        _add_digits(*turned, other, own, frame, False, False, config)
 
 
 def _add_digits(
-    words: Tensor,
+    verdicts: Tensor,
+    counts: tuple[Tensor, Tensor],
     tile_order: Tensor,
     tile_counts: Tensor,
     own: Part,
     other: Part,
     frame: Frame,
-    tile: int,
-    other_tile: int,
+    shared: bool,
     counted: bool,
     config: Config,
 ) -> None:
-    rows, depth = words.shape[0], own.side.depth
-    totals, pairs = words.new_empty((WIDE, rows, depth)), words.new_empty(rows)
-    choices = [choice.options(depth, other_tile) for choice in (config.products, *config.other_products)]
-    add, options = tuned(add_digits, choices, ["depth", "TILE"])
-    add[(rows // tile, depth // options["BLOCK_D"], WIDE)](
-        words,
-        words.shape[1],
-        tile_order,
-        tile_counts,
-        words.shape[1] * 32 // other_tile,
-        other.side.steps,
-        other.side.padded,
-        other.first,
-        depth,
+    (rows, columns), depth = verdicts.shape, own.side.depth
+    digits = other.side.steps.shape[0]
+    totals = tile_counts.new_empty((digits, rows, depth))
+    choices = [choice.options(depth, config.tile_m) for choice in (config.products, *config.other_products)]
+    add, options = tuned(add_digits, choices, ["depth"])
+    add[(depth // options["BLOCK_D"], digits, rows // config.tile_m)](
+        *(verdicts, columns, tile_order, tile_counts, columns // config.tile_m),
+        *(other.side.steps, other.side.padded, other.first, depth),
+        frame.constants,
         totals,
-        pairs,
-        TILE=other_tile,
-        BLOCK_M=tile,
+        TILE=config.tile_m,
         **options,
     )
     options = config.rows.options(depth)
     sums = own.sums.differences
     add_totals[(rows // options["BLOCK_R"], -(-depth // options["BLOCK_D"]))](
         totals,
-        pairs,
+        *counts,
         tile_counts,
         rows,
         own.side.rows,
@@ -243,9 +276,10 @@ def _add_digits(
         own.sums.actives,
         own.side.padded,
         KEPT=sums is not None,
+        SHARED=shared,
         COUNTED=counted,
-        WIDE=WIDE,
-        TILE=tile,
+        DIGITS=digits,
+        TILE=config.tile_m,
         **options,
     )
 
@@ -253,9 +287,7 @@ def _add_digits(
 def add_sparse(words: Tensor, own: Part, other: Part, frame: Frame, counted: bool, config: Config) -> None:
     """Decide the doubtful pairs and add the active ones to the sums; loss and number too, if counted."""
     rows = words.shape[0]
-    options = config.pairs.options(own.side.rows.shape[1])
-    programs = min(rows, config.pairs.programs)
-    places = triton.next_power_of_2(QUEUE * 32 * config.pairs.words)
+    programs, places = min(rows, config.pairs.programs), _places(config.pairs)
     sums = own.sums.differences
     add_pairs[(programs,)](
         words,
@@ -276,5 +308,9 @@ def add_sparse(words: Tensor, own: Part, other: Part, frame: Frame, counted: boo
         KEPT=sums is not None,
         COUNTED=counted,
         PLACES=places,
-        **options,
+        **config.pairs.options(own.side.rows.shape[1]),
     )
+
+
+def _places(pairs: Pairs) -> int:
+    return triton.next_power_of_2(QUEUE * 32 * pairs.words)

@@ -26,18 +26,16 @@ from mmfast.kernels import negatives
 from mmfast.kernels import pair_hinge as host
 from mmfast.kernels.configs import CONFIGS
 from mmfast.kernels.dry import DEVICE, Trace, kernels_go_to
-from mmfast.kernels.rows import WIDE
 from mmfast.kernels.screen import DENSE
 
 LAUNCH = 4e-6  # seconds of the host for each, without a graph: PyTorch's, or Triton's, and the driver's
 GAP = 1e-6  # seconds from the end of a kernel to the start of the next that needs its results
 
 # Instructions of sm_90 outside of the loops of products, by pairs of rows: as tiles of (128, 128) are compiled.
-DECIDE = 18  # conversion and scaling of the product, the bounds, the comparison of classes, the count of candidates
-PACK = 10  # the masks of the candidates, in both directions
-FINE = 47  # in a dense tile: the second digit, both of its bounds, and the masks of what is certain and what is not
-UNPACK = 7  # of the loop that sums digits: a bit to a byte, for each digit and each slice of features
-SLICE = 256  # features that one program of it sums
+DECIDE = 15  # conversion and scaling of the product, the bounds, the comparison of classes, the count of candidates
+PACK = 9  # the masks of the candidates, in both directions
+FINE = 47  # in a dense tile: the second digit, both of its bounds, and the verdicts, in both directions
+DIGITS = {4: 4, 2: 2}  # of the rows that are summed, by the bytes of an element; rows of half precision may need three
 
 
 class Gpu(NamedTuple):
@@ -99,11 +97,12 @@ DOUBT = 0.001  # of the pairs: what the screen leaves open beside the active one
 def ours(step: Step, gpu: Gpu) -> list[Stage]:
     """Return the stages of mmfast.kernels.pair_hinge."""
     elements, dense = float(step.rows * step.features), step.active >= DENSE
+    digits = DIGITS[step.element]
     products = 4 if dense else 1  # of digits, over half of the pairs; a dense tile is decided anew
     decide = DECIDE + (FINE if dense else PACK)
-    # Masks are cleared and written, two of them and each twice.
+    # Masks are cleared and written, in both directions.
     stages = [
-        Stage("order, quantise", 10 * elements, "fp64", 4 * step.batch + (2 + WIDE) * elements),
+        Stage("order, quantise", 10 * elements, "fp64", 4 * step.batch + (2 + digits) * elements),
         Stage(
             "screen",
             products * step.pairs * step.features,
@@ -113,9 +112,10 @@ def ours(step: Step, gpu: Gpu) -> list[Stage]:
         ),
     ]
     if dense:
-        operations = 2 * WIDE * step.pairs * step.features  # over half of the pairs, in both directions
-        unpack = UNPACK * WIDE * -(-step.features // SLICE) * step.pairs
-        stages.append(Stage("sums by products", operations, "int8", (2 * 2 * 4 * WIDE + 2 * 2 * 8) * elements, unpack))
+        operations = 2 * digits * step.pairs * step.features  # over half of the pairs, in both directions
+        # Verdicts are written and read; what is summed is written and read, and added to sums of float64.
+        traffic = 2 * step.pairs + (2 * 4 * digits + 2 * 8) * elements
+        stages.append(Stage("sums by products", operations, "int8", traffic))
     looked_at = step.pairs * (DOUBT + (0 if dense else step.active))
     row = 0 if step.batch < gpu.cache else step.features * step.element
     stages.append(Stage("pair by pair", looked_at * step.features * 4, "fp64", looked_at * row + 2 * step.pairs / 8))
@@ -228,17 +228,18 @@ def table() -> str:
 TEXT = f"""# What the kernels should take
 
 Written by `python -m mmfast.kernels.roofline`: a prediction from data sheets; nothing here was measured. What an H100
-took is in [gpu/gpu.md](gpu/gpu.md): in a CUDA graph three times the prediction at 16,384 rows and about the prediction
-at 131,072; without a graph, what its host took for each launch, some 50 µs where 4 are assumed here.
+took is in [gpu/gpu.md](gpu/gpu.md): in a CUDA graph two and a half times the prediction at 16,384 rows, and less than
+it at 131,072, where many tiles are ruled out before; without a graph, what its host took for each launch, some 50 µs
+where 4 are assumed here.
 
-Products are taken at the peaks of the data sheets, and memory too. What a kernel does beside its products is counted in
-instructions of what sm_90 compiles to, at the rate of the integer units and not overlapped with the products: {DECIDE}
-for each pair that is screened, and {PACK} to pack its masks or, where many pairs are active, {FINE} for the second
-digit and all masks; there the sums by products unpack a bit in {UNPACK}, for each of {WIDE} digits and each {SLICE}
-features. Launches are counted from the code, a sort as 8 and a scan as 2. The host takes {LAUNCH * 1e6:.0f} µs for
-each, and runs ahead of the GPU from the first screen on; in a CUDA graph only a gap of {GAP * 1e6:.0f} µs before each
-kernel is left. Ratios are without a graph. All tiles are taken to be screened, and all of those with few active pairs
-to hold a candidate. Not modelled: products below their peak, on our side and on that of the others.
+Products are taken at the peaks of the data sheets, and memory too. What a kernel does beside its products is counted
+in instructions of what sm_90 compiles to, at the rate of the integer units and not overlapped with the products:
+{DECIDE} for each pair that is screened, and {PACK} to pack its masks or, where many pairs are active, {FINE} for the
+second digit and the verdicts. Sums are of {DIGITS[4]} digits for float32 and of {DIGITS[2]} for bfloat16. Launches
+are counted from the code, a sort as 8 and a scan as 2. The host takes {LAUNCH * 1e6:.0f} µs for each, and runs ahead
+of the GPU from the first screen on; in a CUDA graph only a gap of {GAP * 1e6:.0f} µs before each kernel is left.
+Ratios are without a graph. All tiles are taken to be screened, and all of those with few active pairs to hold a
+candidate. Not modelled: products below their peak, on our side and on that of the others.
 """
 
 

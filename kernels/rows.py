@@ -13,9 +13,10 @@ each a and added to each b. Rounding, in units of u = 2^-24 and of a row's share
 scaled, both are added, and the sum is scaled twice, 6u of at most 4 n' + 5 l^2 with n' = |s q + l|^2; it is covered by
 64u (n' + t + l^2).
 
-For sums a row is also written as integers of 31 bits, in multiples of one step for all rows, which four digits of 8
-bits hold: sums of such digits over any rows are exact. Half a step is 2^-27 of the largest deviation of a typical row
-and at most 2^-23 sqrt(margin / D); rows that deviate by more than 2^30 steps have their pairs summed one by one.
+For sums a row is also written in multiples of one step for all rows, as integers of at most four digits of 8 bits: sums
+of such digits over any rows are exact. For float32 half a step is 2^-27 of the largest deviation of a typical row and
+at most 2^-23 sqrt(margin / D), for half precision what :data:`mmfast.kernels.frame.STEPS` says; rows that deviate by
+more than a quarter of what the digits hold have their pairs summed one by one.
 """
 
 from __future__ import annotations
@@ -27,16 +28,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfast.kernels.frame import Frame
+from mmfast.kernels.frame import STEPS, Frame
 from mmfast.kernels.order import IGNORED, widen
 
-WIDE = 4  # digits of a row in steps
 TURNED = 32  # rows and features that are exchanged at a time; divides every tile and depth
 MAX_SCREENED_FEATURES = 65536  # integer sums stay below 2^31
 LEAST_SCREENED_MARGIN = 1e-290
 
 _IGNORED: tl.constexpr = tl.constexpr(IGNORED)
-_WIDE: tl.constexpr = tl.constexpr(WIDE)
 
 
 class Side(NamedTuple):
@@ -47,7 +46,7 @@ class Side(NamedTuple):
     ends: Tensor  # (N,) int32, where the class of a row ends; of balls nothing is asked
     digits: Tensor  # (2, N padded, D padded) int8
     bounds: Tensor  # (5, N padded) float32: s, a and b of one digit, a and b of two
-    steps: Tensor  # (WIDE, D padded, N padded) int8, the digits of z / step; none: pairs are summed one by one
+    steps: Tensor  # (digits, D padded, N padded) int8, of z / step; none: pairs are summed one by one
 
     @property
     def padded(self) -> int:
@@ -98,7 +97,7 @@ def make_side(
         **options,
     )
     summed = summed and screened
-    steps = digits.new_empty((WIDE if summed else 0, depth, padded))
+    steps = digits.new_empty((STEPS[rows.dtype].DIGITS if summed else 0, depth, padded))
     if summed:
         make_steps[(padded // TURNED, depth // TURNED)](
             rows,
@@ -110,6 +109,7 @@ def make_side(
             features,
             padded,
             depth,
+            DIGITS=steps.shape[0],
             BLOCK=TURNED,
             num_warps=4,
             enable_fp_fusion=False,
@@ -223,11 +223,14 @@ def quantise(
     n = scale * scale * tl.sum(squares, 1)
     a, b = limits(n, error, 0.0, margin, 16 * 5.960464477539063e-08)
     fine_a, fine_b = limits(tl.sum(fine_squares, 1), fine_error, tl.sum(rest_squares, 1), margin, 3.814697265625e-06)
-    summed = known & (top <= tl.load(constants + 2) * 1073741824.0)
+    summed = known & (top <= tl.load(constants + 4))
     tl.store(bounds + row, scale.to(tl.float32))
-    tl.store(bounds + padded + row, tl.where(known, a, -float("inf")).to(tl.float32))
+    # What takes no part is never a candidate, what is not known always.
+    a = tl.where(taking_part, tl.where(known, a, -float("inf")), float("inf"))
+    fine_a = tl.where(taking_part, tl.where(known, fine_a, -float("inf")), float("inf"))
+    tl.store(bounds + padded + row, a.to(tl.float32))
     tl.store(bounds + 2 * padded + row, tl.where(summed, b, float("inf")).to(tl.float32))
-    tl.store(bounds + 3 * padded + row, tl.where(known, fine_a, -float("inf")).to(tl.float32))
+    tl.store(bounds + 3 * padded + row, fine_a.to(tl.float32))
     tl.store(bounds + 4 * padded + row, tl.where(summed, fine_b, float("inf")).to(tl.float32))
 
 
@@ -242,6 +245,7 @@ def make_steps(
     features,
     padded,
     depth,
+    DIGITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the digits of the rows in steps, rows and features exchanged; zeros where a row is not to be summed."""
@@ -253,7 +257,7 @@ def make_steps(
     z = deviation(x, tl.load(centre + d, mask=d < features, other=0)[None, :], tl.load(constants))
     multiple = tl.where(here & summed[:, None], in_steps(z, tl.load(constants + 2)), 0.0).to(tl.int32)
     at = steps + d.to(tl.int64)[:, None] * padded + row[None, :]
-    for _ in tl.static_range(_WIDE):
+    for _ in tl.static_range(DIGITS):
         digit = ((multiple + 128) & 255) - 128
         tl.store(at, tl.trans(digit.to(tl.int8)))
         multiple = (multiple - digit) >> 8

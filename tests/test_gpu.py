@@ -14,6 +14,7 @@ from torch import Tensor
 
 import mmfast
 from mmfast import reference
+from tests import oracle, test_kernels
 from tests import test_pair_hinge as cpu
 from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, problem
 
@@ -33,6 +34,7 @@ def _on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return contrastive_loss(embeddings.cuda(), labels.cuda(), *ref, **options).to(embeddings.device)
 
     monkeypatch.setattr(mmfast, "contrastive_loss", moved)
+    monkeypatch.setattr(oracle, "ROUNDINGS", test_kernels.kernel_roundings())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -79,8 +81,9 @@ def assert_near(p: Problem, dtype: torch.dtype) -> None:
     loss, gradients = loss_and_gradients(mmfast.contrastive_loss, rounded)
     wide = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in cast(rounded, torch.float64).items()}
     expected, expected_gradients = loss_and_gradients(reference.contrastive_loss, wide)
-    torch.testing.assert_close(loss.double(), expected.cpu(), rtol=5e-7, atol=0.0)
-    tolerance = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-22
+    half = dtype == torch.bfloat16
+    torch.testing.assert_close(loss.double(), expected.cpu(), rtol=4e-6 if half else 5e-7, atol=0.0)
+    tolerance = 2.0**-8 if half else 2.0**-22
     for ours, exact in zip(gradients, expected_gradients, strict=True):
         error = (ours.double() - exact.cpu()).norm(dim=1) / exact.cpu().norm(dim=1).max()
         assert float(error.max()) < tolerance

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import mmfast
 from mmfast import backends, reference
+from tests import oracle
 from tests import test_pair_hinge as cpu
 from tests.oracle import Problem, assert_exact, cast, loss_and_gradients, problem
 
@@ -27,6 +28,7 @@ from mmfast.kernels import classes, configs, negatives
 from mmfast.kernels import pair_hinge as host
 from mmfast.kernels import screen as screen_module
 from mmfast.kernels.configs import CONFIGS
+from mmfast.kernels.frame import STEPS
 
 # Interpreted, arithmetic is NumPy's, which warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -37,17 +39,23 @@ REDUCTIONS = cpu.REDUCTIONS
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(backends, "forced", "triton")
+    monkeypatch.setattr(oracle, "ROUNDINGS", kernel_roundings())
+
+
+def kernel_roundings() -> dict[torch.dtype, dict[str, int]]:
+    return {dtype: {"unit": steps.UNIT_BITS, "margin": steps.MARGIN_BITS} for dtype, steps in STEPS.items()}
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The masks of every block of pairs that is screened."""
+    """Copies of the masks of every block of pairs, as it was screened."""
     masks: list[Any] = []
     screen_block = negatives.screen_block
 
     def remember(*arguments: Any) -> Any:
-        masks.append(screen_block(*arguments))
-        return masks[-1]
+        result = screen_block(*arguments)
+        masks.append(negatives.Masks(*(mask.clone() for mask in result)))
+        return result
 
     monkeypatch.setattr(negatives, "screen_block", remember)
     return masks
@@ -101,7 +109,7 @@ def test_tiles_with_many_active_pairs(share: float, ref_rows: int | None, seen: 
     p["margin"] = 1e-9 + float(d2[d2 > 0].quantile(share))
     assert_exact(p)
     if share >= 0.1:
-        assert any(bool(masks.certain.any()) for masks in seen)
+        assert any(bool(masks.dense.any()) for masks in seen)
 
 
 def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
@@ -206,7 +214,7 @@ def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.Monk
     tuner, rest = configs.tuned(negatives.screen, choices, ["depth"])
     assert rest == {"enable_fp_fusion": False}
     assert [(c.kwargs["BLOCK_K"], c.num_warps, c.num_stages) for c in tuner.configs] == [
-        (64, 8, 2),
+        (64, 4, 3),
         (32, 8, 4),
     ]
     assert configs.tuned(negatives.screen, choices, ["depth"])[0] is tuner
@@ -374,15 +382,22 @@ def test_the_screen_decides_as_float64_does(seen: list[Any]) -> None:
             seen.clear()
             mmfast.contrastive_loss(**p)
             (masks,) = seen
-            certain, doubtful = bits(masks.certain)[:90, :90], bits(masks.doubtful)[:90, :90]
-            assert torch.equal(bits(masks.certain_turned)[:90, :90], certain.T)
+            tiles = (masks.dense.repeat_interleave(64, dim=0).repeat_interleave(64, dim=1)[:90, :90] > 0).triu(1)
+            certain = (masks.verdicts[:90, :90] == 1) & tiles
+            undecided = (masks.verdicts[:90, :90] > 1) & tiles
+            mirrored = masks.verdicts_turned[:90, :90].T
+            assert torch.equal(mirrored[tiles], masks.verdicts[:90, :90][tiles])
+            assert torch.equal(masks.counts[:90], certain.sum(dim=1).int())
+            assert torch.equal(masks.counts_turned[:90], certain.sum(dim=0).int())
+            doubtful = bits(masks.doubtful)[:90, :90]
             assert torch.equal(bits(masks.doubtful_turned)[:90, :90], doubtful.T)
             labels, sorted_d2 = p["labels"][order], d2[order][:, order]
             pair = (labels[:, None] != labels[None, :]).triu(1)
             active = pair & (sorted_d2 < p["margin"])
             assert bool((certain <= active).all())
-            assert bool((active <= (certain | doubtful)).all())
-            assert not bool((certain & doubtful).any())
+            assert not bool((doubtful & (certain | undecided)).any())
+            assert bool((active <= (certain | undecided | doubtful)).all())
+            doubtful |= undecided
             assert int(doubtful.sum()) < int(pair.sum()) // 3
 
 
@@ -463,7 +478,7 @@ class TestDenseTiles:
         p["embeddings"][-1], p["labels"][-1] = value, -100
         loss, gradients = loss_and_gradients(mmfast.contrastive_loss, cast(p, torch.float32))
         expected, expected_gradients = loss_and_gradients(mmfast.contrastive_loss, cast(clean, torch.float32))
-        assert any(bool(masks.certain.any()) for masks in seen)
+        assert any(bool(masks.dense.any()) for masks in seen)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(gradients[0][:-1], expected_gradients[0])
         assert not gradients[0][-1].any()
@@ -474,7 +489,43 @@ class TestDenseTiles:
             near = float(torch.tensor(b))
             x = torch.tensor([-1.0] * 40 + [0.0] * 20 + [near] * 14 + [1.0] * 40, dtype=torch.float64)[:, None]
             assert_exact(self.problem(x, near**2 * (1 + 2**-12)))
-        assert all(bool(masks.certain.any()) for masks in seen)
+        assert all(bool(masks.dense.any()) for masks in seen)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("ref_rows", [None, 70])
+    def test_rows_too_large_to_be_summed(self, dtype: torch.dtype, ref_rows: int | None, seen: list[Any]) -> None:
+        """Their pairs are active like all others, but are looked at one by one."""
+        p = problem(70, 6, classes=9, ref_rows=ref_rows, margin=1e11)
+        for side in (p["embeddings"], p["ref_emb"])[: 1 if ref_rows is None else 2]:
+            side[::23] *= 1e5
+        assert_exact(p, dtype)
+        for masks in seen:
+            tiles = masks.dense.repeat_interleave(64, dim=0).repeat_interleave(64, dim=1) == 1
+            assert bool((masks.verdicts[tiles] == 3).any())
+
+    @pytest.mark.parametrize(
+        ("dtype", "margin", "digits"),
+        [
+            (torch.float32, 1.5, 4),
+            (torch.float16, 1.5, 3),
+            (torch.bfloat16, 1.5, 2),
+            (torch.bfloat16, 1e-3, 3),
+        ],
+    )
+    def test_as_many_digits_as_are_needed(
+        self, dtype: torch.dtype, margin: float, digits: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        common_frame, frames = host.common_frame, []
+
+        def remember(*arguments: Any) -> Any:
+            frames.append(common_frame(*arguments))
+            return frames[-1]
+
+        monkeypatch.setattr(host, "common_frame", remember)
+        p = problem(64, 8, classes=4)
+        p["embeddings"][1::2] = p["embeddings"][::2] + 0.01 * p["embeddings"][1::2]  # near ones, of other classes
+        assert_exact({**p, "margin": margin}, dtype)
+        assert float(frames[0].constants[3]) == digits
 
     def test_rows_half_a_step_apart(self) -> None:
         margin = 0.005

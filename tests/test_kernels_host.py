@@ -157,7 +157,11 @@ def test_the_prediction_counts_launches() -> None:
     steps = [roofline.Step(rows * negatives.BLOCK_ROWS, 64, 0.5, 4) for rows in (1, 2, 3)]
     one, three, six = (roofline.our_launches(step) for step in steps)
     assert one.before == three.before == six.before > 0
-    assert three.all - one.all == 2 * (six.all - three.all) / 3 > 0
+    # A block on the diagonal more and one beside it; then one more of the former and two of the latter.
+    beside = (six.all - three.all) - (three.all - one.all)
+    on_diagonal = three.all - one.all - beside
+    assert beside == on_diagonal + 2  # sums by products, and their totals, for either side
+    assert on_diagonal > 0
     for step in steps:
         for gpu in roofline.GPUS.values():
             seconds, in_graph = roofline.seconds("mmfast", step, gpu), roofline.seconds_in_graph("mmfast", step, gpu)
@@ -235,6 +239,7 @@ for name, config in CONFIGS.items():
     chosen = record(config)
     for kernel, parts in (
         ("screen", (config.screen, *config.other_screens)),
+        ("refine", (config.refine, *config.other_refines)),
         ("add_digits", (config.products, *config.other_products)),
     ):
         launches = [launch for launch in chosen + alternatives(config, chosen) if launch.name == kernel]
