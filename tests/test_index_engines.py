@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -619,35 +617,3 @@ def test_what_numpy_is_told_to_raise_does_not_matter() -> None:
     with np.errstate(all="raise"):
         found = index.search(np.full(2, 1e-21), 1)
     assert (found.keys.tolist(), found.distances.tolist()) == ([6000], [np.float32(2e-42)])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # whose second one a child does not have
-    rows = gaussian(2000, 256)
-    index, ended = Index(256), threading.Event()
-    index.upsert(range(2000), rows)  # here, since on a busy machine the thread may be at its first when a child is made
-
-    def work() -> None:
-        while not ended.is_set():
-            index.upsert(range(2000), rows)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        for _ in range(5):
-            time.sleep(0.02)
-            child = os.fork()
-            if child == 0:
-                signal.alarm(60)
-                with suppress(BaseException):
-                    index.add(range(5000, 7000), rows)
-                    index.build()
-                    os._exit(len(index) != 4000)
-                os._exit(1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    finally:
-        ended.set()
-        thread.join()
-        torch.set_num_threads(threads)

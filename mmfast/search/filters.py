@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import cached_property
 from threading import RLock
 from weakref import WeakKeyDictionary
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.search import arrays
+from mmfast.search.cached import cached
 from mmfast.search.segment import Segment
 from mmfast.search.state import Mask, Part
 
@@ -69,12 +69,12 @@ class Filter:
             allowed[rows[rows >= 0]] = True
         return allowed
 
-    @cached_property
+    @cached
     def _largest(self) -> int:
         assert self.keys is not None
         return int(self.keys.max())
 
-    @cached_property
+    @cached
     def _marks(self) -> Mask:
         marks = np.zeros(self._largest + 1, dtype=np.bool_)
         marks[self.keys] = True
@@ -117,17 +117,17 @@ class Allowed:
     def __init__(self, part: Part, filter_: Filter | None) -> None:
         self._part, self._filter = part, filter_
 
-    @cached_property
+    @cached
     def mask(self) -> Mask | None:
         """Mark the rows; None for all."""
         return self._part.alive if self._filter is None else self._filter.rows(self._part)
 
-    @cached_property
+    @cached
     def count(self) -> int:
         """Count the rows."""
         return len(self._part.segment) if self.mask is None else int(np.count_nonzero(self.mask))
 
-    @cached_property
+    @cached
     def key_mask(self) -> tuple[Mask, float] | None:
         """Return a mask by key that says the same, and its share of the rows, where a sample tells it."""
         mask = self._filter.by_key(self._part.segment) if self._filter else None

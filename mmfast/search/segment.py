@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from mmfast import _C
 from mmfast.search import arrays
+from mmfast.search.cached import cached
 from mmfast.search.graph import EXACT_ROWS, Links, Progress, plan_graph
 from mmfast.search.image import Image, aligned, encode
 from mmfast.search.native import Native, NativeSearch, begin_native, unknown_version
@@ -95,17 +95,17 @@ class Segment:
         held = [self.keys, self.stored, *(self.links[:3] if self.links else ())]
         return sum(int(each.nbytes) for each in held) + self.image.bytes()
 
-    @cached_property
+    @cached
     def largest_key(self) -> int:
         """Return the largest key, or -1."""
         return int(self.keys.max()) if len(self.keys) else -1
 
-    @cached_property
+    @cached
     def sampled_keys(self) -> npt.NDArray[np.int64]:
         """Return some keys, spread evenly over the rows."""
         return self.keys[:: max(1, len(self.keys) // _SAMPLED)].copy()
 
-    @cached_property
+    @cached
     def _by_key(self) -> npt.NDArray[np.int64]:
         return np.argsort(self.keys, kind="stable")
 

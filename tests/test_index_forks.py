@@ -1,0 +1,83 @@
+"""Children of forks that are made while threads of their parent are at work in an index: they inherit no thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmfast import Index
+from tests.test_index import gaussian
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
+
+
+def in_a_child(work: Callable[[], bool]) -> bool:
+    """Tell whether ``work`` is true in the child of a fork; one that hangs is killed."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        with suppress(BaseException):
+            os._exit(not work())
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_child_asks_for_what_a_thread_of_its_parent_was_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, begun, ended, argsort = Index(3), threading.Event(), threading.Event(), np.argsort
+    index.add([5, 6], gaussian(2, 3))
+
+    def waiting(*args: Any, **options: Any) -> Any:
+        begun.set()
+        ended.wait(60)
+        return argsort(*args, **options)
+
+    monkeypatch.setattr(np, "argsort", waiting)
+    thread = threading.Thread(target=lambda: 5 in index)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        monkeypatch.undo()
+        assert in_a_child(lambda: 5 in index and 7 not in index)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # whose second one a child does not have
+    rows = gaussian(2000, 256)
+    index, ended = Index(256), threading.Event()
+    index.upsert(range(2000), rows)  # here, since on a busy machine the thread may be at its first when a child is made
+
+    def work() -> None:
+        while not ended.is_set():
+            index.upsert(range(2000), rows)
+
+    def change() -> bool:
+        index.add(range(5000, 7000), rows)
+        index.build()
+        return len(index) == 4000
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(5):
+            time.sleep(0.02)
+            assert in_a_child(change)
+    finally:
+        ended.set()
+        thread.join()
+        torch.set_num_threads(threads)
