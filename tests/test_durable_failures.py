@@ -121,7 +121,7 @@ def test_a_batch_that_half_reached_the_engine_is_not_found_twice(
 
 
 STEPS = [
-    ("add", "mmfast.search.index.Tail.append"),
+    ("add", "mmfast.search.tail.Tail.append"),
     ("add", "mmfast.search.truth.Truth.add"),
     ("upsert", "mmfast.search.state.State.without"),
     ("upsert", "mmfast.search.durable.DurableIndex._name"),
@@ -132,7 +132,7 @@ STEPS = [
     ("build", "os.replace"),
     ("compact", "mmfast.search.truth.Truth.trim"),
     ("follow", "mmfast.search.truth.Truth.changes"),
-    ("follow", "mmfast.search.index.Tail.append"),
+    ("follow", "mmfast.search.tail.Tail.append"),
     ("open", "mmfast.search.truth.Truth.changes"),
 ]
 

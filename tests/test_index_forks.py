@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 import threading
 import time
@@ -53,6 +54,43 @@ def test_a_child_asks_for_what_a_thread_of_its_parent_was_computing(monkeypatch:
     finally:
         ended.set()
         thread.join()
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(
+    "step", ["mmfast.search.tail.Tail._larger", "mmfast.search.image.Image.write", "mmfast.search.tail.Tail.append"]
+)
+def test_a_child_is_made_amid_a_change(step: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gaussian(600, 3)
+    index, begun, ended = Index(3, "l2sq", "f32"), threading.Event(), threading.Event()
+    index.add(range(first), rows[:first])
+    path, _, name = step.rpartition(".")
+    real = getattr(pkgutil.resolve_name(path), name)
+
+    def pausing(*args: Any) -> Any:
+        result = real(*args)
+        begun.set()
+        ended.wait(60)
+        return result
+
+    def change() -> bool:
+        index.add([6, 7], rows[6:8])
+        index.remove(7)
+        held = [*range(first), 6]
+        found = index.search(rows[held], 1, exact=True)
+        return bool(sorted(index.keys().tolist()) == held == found.keys[:, 0].tolist())
+
+    monkeypatch.setattr(step, pausing)
+    thread = threading.Thread(target=index.add, args=(range(100, 600), rows[100:]))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        monkeypatch.undo()
+        assert in_a_child(change)
+    finally:
+        ended.set()
+        thread.join()
+    assert len(index) == first + 500
 
 
 def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:

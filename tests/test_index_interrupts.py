@@ -55,10 +55,10 @@ def pressing(real: Callable[..., Any], before: bool) -> Callable[..., Any]:
 
 
 STEPS = [
-    ("add", "mmfast.search.index.Tail.append"),
+    ("add", "mmfast.search.tail.Tail.append"),
     ("add", "mmfast.search.state.State.held"),
     ("upsert", "mmfast.search.state.State.without"),
-    ("upsert", "mmfast.search.index.Tail.append"),
+    ("upsert", "mmfast.search.tail.Tail.append"),
     ("remove", "mmfast.search.state.State.without"),
     ("build", "mmfast.search.folding._install"),
 ]

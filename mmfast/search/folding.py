@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mmfast.search.interrupts import abandonable, uninterrupted
 from mmfast.search.segment import Segment
 from mmfast.search.state import Part, State
-from mmfast.search.tail import Tail
+from mmfast.search.tail import Tail, appended
 
 if TYPE_CHECKING:
     from mmfast.search.index import Index
@@ -52,7 +52,7 @@ class _Taken(NamedTuple):
     main_rows: npt.NDArray[np.int64]  # of the main part, in order
     tail_rows: npt.NDArray[np.int64]  # of the tail, in order, behind them
     main: Segment | None
-    tail: Tail
+    tail: Tail | None
     tail_end: int  # rows that the tail had
 
 
@@ -63,15 +63,14 @@ def _alive(part: Part | None) -> npt.NDArray[np.int64]:
 
 
 def _take(index: Index) -> _Taken:
-    with index._lock:
-        state, tail = index._state, index._tail
+    state = index._state
     main_rows, tail_rows = _alive(state.main), _alive(state.tail)
     parts = [(state.main, main_rows), (state.tail, tail_rows)]
     chosen = [(part.segment, rows) for part, rows in parts if part is not None]
     keys = np.concatenate([np.zeros(0, np.int64), *(segment.keys[rows] for segment, rows in chosen)])
     stored = np.concatenate([segment.stored[rows] for segment, rows in chosen]) if chosen else np.zeros((0, index.ndim))
-    main = state.main.segment if state.main else None
-    return _Taken(keys, stored, main_rows, tail_rows, main, tail, len(state.tail.segment) if state.tail else 0)
+    main, tail = (part.segment if part else None for part in (state.main, state.tail))
+    return _Taken(keys, stored, main_rows, tail_rows, main, tail.tail if tail else None, len(tail) if tail else 0)
 
 
 def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
@@ -103,7 +102,7 @@ def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[n
     now = index._state
     if now.main is not None and now.main.segment is not taken.main:  # a durable index took over another snapshot
         return
-    same_tail = index._tail is taken.tail
+    same_tail = now.tail is not None and now.tail.segment.tail is taken.tail
     alive = np.concatenate(
         [
             _still(now.main, taken.main_rows),
@@ -113,13 +112,14 @@ def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[n
     if order is not None:
         alive = alive[order]
     main = Part(segment, None if alive.all() else alive) if alive.any() else None
-    tail, left = Tail(index._settings), None
+    left = None
     if now.tail is not None:
         rows = _alive(now.tail)
         rows = rows[rows >= taken.tail_end] if same_tail else rows
         if len(rows):
-            left = Part(tail.append(now.tail.segment.keys[rows], now.tail.segment.stored[rows], threads))
-    index._tail, index._state = tail, State(main, left)
+            behind = now.tail.segment
+            left = appended(None, index._settings, behind.keys[rows], behind.stored[rows], threads)
+    index._state = State(main, left)
 
 
 def _still(part: Part | None, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

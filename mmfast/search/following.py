@@ -28,7 +28,7 @@ from mmfast.search.progress import Bar
 from mmfast.search.settings import Made, Settings
 from mmfast.search.snapshot import pack_state, unpack_state
 from mmfast.search.state import Part, State
-from mmfast.search.tail import Tail
+from mmfast.search.tail import appended, with_rows
 from mmfast.search.truth import Truth
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ class _Start(NamedTuple):
     """What an engine can begin with."""
 
     state: State
-    tail: Tail
     version: int
 
 
@@ -97,12 +96,12 @@ class Following(Made):
             if why != _MISSING:
                 _log.warning("%s %s: reading all rows; %s", path, why, _ANEW)
             version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
-            tail, main = Tail(self._settings), None
+            rows: Part | None = None
             with bar:
                 for ids, _, stored in self._truth.rows():
-                    main = Part(tail.append(ids, stored, torch.get_num_threads()))
+                    rows = appended(rows, self._settings, ids, stored, torch.get_num_threads())
                     bar.advance(len(ids))
-            why = self._catch_up(_Start(State(None, main), tail, version))  # with what was committed meanwhile
+            why = self._catch_up(_Start(State(None, rows), version))  # with what was committed meanwhile
             if why is None:
                 return False
             if why != _TOO_OLD:
@@ -118,7 +117,7 @@ class Following(Made):
             if (why := self._foreign(meta)) is not None:
                 return why
             self._named = str(meta["name"]), max(int(meta["version"]), 0)
-            start = _Start(*unpack_state(self._settings, sections), int(meta["version"]))
+            start = _Start(unpack_state(self._settings, sections), int(meta["version"]))
         except FileNotFoundError:
             return _MISSING
         except _UNREADABLE as error:
@@ -164,8 +163,6 @@ class Following(Made):
         With ``start`` that takes the place of what the engine has, once it is up to date. The number of rows tells of
         damage to what no checksum covers: which version wrote a row, and what was removed.
         """
-        from mmfast.search.index import Index
-
         if start is not None and start.version > self._version and self._names is not None:
             self._read_names()
         changes = self._truth.changes(self._version if start is None else start.version)
@@ -173,21 +170,13 @@ class Following(Made):
             return _TOO_OLD
         self._name(changes.ids, changes.keys)
         engine = self._engine
-        if start is not None:
-            engine = Index(**self._described())
-            engine._state, engine._tail = start.state, start.tail
         with engine._lock:
-            if engine._state.tail:  # what an error kept from becoming part of the state is no part of the tail
-                engine._tail._count = len(engine._state.tail.segment)
-            state = engine._appended(changes.ids, changes.stored, torch.get_num_threads())
+            before = engine._state if start is None else start.state
+            state = with_rows(before, self._settings, changes.ids, changes.stored, torch.get_num_threads())
             state = state.without(changes.removed_ids)
             if state.size() != changes.total:
                 return f"leads to {state.size():,} rows where {DATABASE} counts {changes.total:,}"
-            if start is None:
-                engine._state = state
-        if start is not None:
-            with self._engine._lock:
-                self._engine._tail, self._engine._state = engine._tail, state
+            engine._state = state
         self._version = changes.version
         return None
 

@@ -25,8 +25,8 @@ from mmfast.search.interrupts import uninterrupted
 from mmfast.search.searchable import Searchable
 from mmfast.search.settings import Settings
 from mmfast.search.snapshot import pack_state, unpack_state
-from mmfast.search.state import Part, State
-from mmfast.search.tail import Tail
+from mmfast.search.state import State
+from mmfast.search.tail import with_rows
 
 if TYPE_CHECKING:
     from mmfast.search.durable import DurableIndex
@@ -93,7 +93,6 @@ class Index(Searchable):
         self._settings = Settings(ndim, metric, dtype, connectivity, expansion_add)
         self._lock = threading.Lock()  # of those who make the next state
         self._state = State()
-        self._tail = Tail(self._settings)
         self._folding = folding.Folding()
         _indexes.add(self)
 
@@ -160,7 +159,7 @@ class Index(Searchable):
                     f"keys must be new, but the index already holds {arrays.examples(checked[held])}; "
                     "remove them first, or use upsert"
                 )
-            self._state = self._appended(checked, stored, threads)
+            self._state = with_rows(self._state, self._settings, checked, stored, threads)
 
         uninterrupted(self._lock, work)
         self._fold_in_background(threads)
@@ -168,19 +167,7 @@ class Index(Searchable):
     def _put_stored(self, keys: npt.NDArray[np.int64], stored: npt.NDArray[Any], threads: int) -> None:
         """Put rows that were checked and encoded in the place of those under the same keys."""
         with self._lock:
-            self._state = self._appended(keys, stored, threads)
-
-    def _appended(self, keys: npt.NDArray[np.int64], stored: npt.NDArray[Any], threads: int) -> State:
-        """Return the state with these rows in its tail; only the holder of the lock writes into the tail's room."""
-        state = self._state.without(keys)
-        if not len(keys):
-            return state
-        if state.tail is None:
-            self._tail = Tail(self._settings)
-        alive = state.tail.alive if state.tail else None
-        if alive is not None:
-            alive = np.append(alive, np.ones(len(keys), dtype=np.bool_))
-        return State(state.main, Part(self._tail.append(keys, stored, threads), alive))  # last: after it nothing fails
+            self._state = with_rows(self._state, self._settings, keys, stored, threads)
 
     def remove(self, keys: object) -> int:
         """Remove keys and their vectors: all of them, or after an error none.
@@ -417,35 +404,20 @@ class Index(Searchable):
         meta, sections = storage.unpack(content, source)
         try:
             index = cls(**meta["settings"])
-            index._state, index._tail = unpack_state(index._settings, sections)
+            index._state = unpack_state(index._settings, sections)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise storage.unreadable(source, error) from error
         return index
 
 
 _indexes: weakref.WeakSet[Index] = weakref.WeakSet()
-_forking: list[threading.Lock] = []
-_one_fork = threading.Lock()
-_FORK_WAITS = 1.0  # seconds
 
 
-def _before_fork() -> None:
-    """Wait until no thread is making a state: the child would have half of it, and a lock that nobody releases.
-
-    Not for ever: the one that forks may be what that thread waits for.
-    """
-    _one_fork.acquire()
-    _forking.append(_one_fork)
+def _forget_parent() -> None:
+    """Forget who holds the locks: threads of the parent, that the child has not. States are whole at any moment."""
     for index in list(_indexes):
-        lock = index._lock
-        if lock.acquire(timeout=_FORK_WAITS):
-            _forking.append(lock)
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop().release()
+        index._lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forget_parent)

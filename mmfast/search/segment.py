@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from mmfast.search.image import Image, aligned, encode
 from mmfast.search.native import Native, NativeSearch, begin_native, unknown_version
 from mmfast.search.settings import Settings
 from mmfast.search.tuning import Curve, measure
+
+if TYPE_CHECKING:
+    from mmfast.search.tail import Tail
 
 _SAMPLED = 1024  # keys
 
@@ -33,7 +36,9 @@ class Segment:
         curve: Curve | None = None,
         built: float | None = None,
         native: Native | None = None,
+        tail: Tail | None = None,
     ) -> None:
+        self.tail = tail  # in which it grows
         self.settings, self.keys, self.stored, self.image, self.links = settings, keys, stored, image, links
         self.curve, self.built, self.native = curve, built, native
         self.rows: Any = _C.VectorSet(stored, settings.dtype, settings.metric, *image, keys)

@@ -19,7 +19,7 @@ from mmfast.search.segment import Segment
 from mmfast.search.settings import KEY_LIMIT, STORED, Settings
 from mmfast.search.state import Part, State
 from mmfast.search.storage import Bytes
-from mmfast.search.tail import Tail
+from mmfast.search.tail import appended
 from mmfast.search.tuning import Curve
 
 
@@ -57,15 +57,15 @@ def pack_state(state: State) -> list[Bytes]:
     ]
 
 
-def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State, Tail]:
-    """Return the state and its tail; raise ValueError, KeyError or TypeError for sections that are not like that."""
+def unpack_state(settings: Settings, sections: list[memoryview]) -> State:
+    """Return the state; raise ValueError, KeyError or TypeError for sections that are not like that."""
     described = json.loads(bytes(sections[0]))
     left = iter(sections[1:])
 
     def read(dtype: str, *shape: int) -> npt.NDArray[Any]:
         return np.frombuffer(next(left, b""), dtype).reshape(shape)
 
-    main, ndim, tail = None, settings.ndim, Tail(settings)
+    main, ndim = None, settings.ndim
     if (told := described["main"]) is not None:
         rows = told["rows"]
         keys, stored = read("<i8", rows), read(STORED[settings.dtype], rows, ndim)
@@ -91,9 +91,9 @@ def unpack_state(settings: Settings, sections: list[memoryview]) -> tuple[State,
     if described["tail"]:
         keys = read("<i8", described["tail"])
         stored = read(STORED[settings.dtype], described["tail"], ndim)
-        fresh = Part(tail.append(keys, stored, torch.get_num_threads()))
+        fresh = appended(None, settings, keys, stored, torch.get_num_threads())
     state = State(main, fresh)
     held = np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in state.parts())])
     if len(np.unique(held)) != len(held) or (len(held) and not 0 <= held.min() <= held.max() < KEY_LIMIT):
         raise ValueError("its keys are repeated or out of range")
-    return state, tail
+    return state
