@@ -7,7 +7,7 @@ import pkgutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfast import Index
+from mmfast import Index, exact_search
 from tests.test_index import gaussian
 
 pytestmark = [
@@ -93,9 +93,43 @@ def test_a_child_is_made_amid_a_change(step: str, first: int, monkeypatch: pytes
     assert len(index) == first + 500
 
 
-def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Have PyTorch compute by two threads, of which a child does not have the second."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # whose second one a child does not have
+    torch.set_num_threads(2)
+    torch.ones(1000, 1000).double().sum()  # starts it
+    yield
+    torch.set_num_threads(threads)
+
+
+ROWS = torch.from_numpy(gaussian(2000, 256))
+LAID_OUT = {
+    "float64": ROWS.double(),
+    "float64 of NumPy": ROWS.double().numpy(),
+    "strided": ROWS.t().contiguous().t()[:1000],
+    "strided in NumPy": np.asfortranarray(ROWS.numpy()),
+    "bfloat16": ROWS.bfloat16().t().contiguous().t()[:1000],
+}
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("rows", LAID_OUT.values(), ids=LAID_OUT)
+def test_a_child_takes_rows_of_every_layout(rows: Any) -> None:
+    index = Index(256, "l2sq", "f32")
+    index.add(range(2000), ROWS)
+
+    def work() -> bool:
+        found = index.search(rows, 1, exact=True).keys[:, 0].tolist()
+        index.upsert(range(5000, 5000 + len(rows)), rows)
+        again = exact_search(rows, rows, 1).keys[:, 0].tolist()
+        return found == again == list(range(len(rows))) and torch.get_num_threads() == 2
+
+    assert in_a_child(work)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
     rows = gaussian(2000, 256)
     index, ended = Index(256), threading.Event()
     index.upsert(range(2000), rows)  # here, since on a busy machine the thread may be at its first when a child is made
@@ -118,4 +152,3 @@ def test_a_child_changes_what_a_thread_of_its_parent_was_changing() -> None:
     finally:
         ended.set()
         thread.join()
-        torch.set_num_threads(threads)

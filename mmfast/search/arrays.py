@@ -166,7 +166,9 @@ def as_stored(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, threads: 
     "cos" as directions. bfloat16, which NumPy lacks, comes as the int16 of the same bits.
     """
     if isinstance(rows, Tensor):
-        tensor = (_narrow(name, rows, metric) if rows.dtype == torch.float64 else rows).cpu().contiguous()
+        tensor = _narrow(name, rows, metric) if rows.dtype == torch.float64 else rows
+        if not (tensor.is_cpu and tensor.is_contiguous()):
+            tensor = _gathered(tensor)
         dtype = _NAMES[tensor.dtype]
         array = (tensor.view(torch.int16) if dtype == "bf16" else tensor).numpy()
     elif rows.dtype is _FLOAT32 and rows.flags.c_contiguous:  # what most queries are
@@ -174,7 +176,7 @@ def as_stored(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, threads: 
     else:
         array = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
         if array.dtype == np.float64:
-            array = _narrow(name, torch.tensor(array, device="cpu"), metric).numpy()
+            array = _narrow(name, array, metric).numpy()
         dtype = "f16" if array.dtype == np.float16 else "f32"
     unfit = _C.unfit_rows(array, dtype, metric, NORM_LIMIT, threads)
     if unfit is not None:
@@ -241,8 +243,15 @@ def widen(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 
 @alone_after_fork()
-def _narrow(name: str, rows: Tensor, metric: str) -> Tensor:
+def _gathered(rows: Tensor) -> Tensor:
+    """Return rows that lie one behind the other on the CPU."""
+    return rows.cpu().contiguous()
+
+
+@alone_after_fork()
+def _narrow(name: str, wide: npt.NDArray[np.float64] | Tensor, metric: str) -> Tensor:
     """Return float64 rows in float32, under "cos" scaled by their largest magnitude."""
+    rows = wide if isinstance(wide, Tensor) else torch.tensor(wide, device="cpu")
     peaks = rows.abs().amax(dim=1, keepdim=True)
     if metric == "cos":
         return (rows / peaks.masked_fill(peaks == 0, 1)).float()
