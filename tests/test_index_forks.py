@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pkgutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -91,6 +93,34 @@ def test_a_child_is_made_amid_a_change(step: str, first: int, monkeypatch: pytes
         ended.set()
         thread.join()
     assert len(index) == first + 500
+
+
+def test_a_child_ends_while_it_builds_whatever_its_parent_was_starting() -> None:
+    program = """
+import os, sys, threading, numpy as np, mmfast
+from mmfast.search import folding
+folding.LEAST_ROWS = 1000
+rows = np.random.default_rng(0).standard_normal((12_000, 32))
+begun, ended, start = threading.Event(), threading.Event(), threading.Thread.start
+def starting(thread):
+    if thread.name == "mmfast-build" and os.getpid() == parent:
+        begun.set()
+        ended.wait(60)
+    start(thread)
+parent, threading.Thread.start = os.getpid(), starting
+index = mmfast.Index(32)
+thread = threading.Thread(target=index.add, args=(range(12_000), rows))
+thread.start()
+begun.wait(60)
+child = os.fork()
+if child:
+    ended.set()
+    thread.join()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+index.add(range(20_000, 32_000), rows)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -191,7 +191,7 @@ class Folding:
         try:
             while True:
                 with self.turn():
-                    if (index := reference()) is None or not is_due(index._state):
+                    if self.is_stopped() or (index := reference()) is None or not is_due(index._state):
                         return
                     taken, settings = _take(index), index._settings
                     del index
@@ -230,10 +230,12 @@ def _stop() -> None:
     """Let the threads end before the interpreter does: native code must not return into one that is gone."""
     _stopping.set()
     for thread in list(_threads):
-        thread.join()
+        with suppress(RuntimeError):  # it has not begun, and ends as soon as it does
+            thread.join()
 
 
 def _forget_parent() -> None:
+    _threads.clear()
     for each in list(_foldings):
         each.reset()
 
