@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mmfast import Index
+from mmfast import Index, col, exact_search
+from tests.test_index import gaussian
 
 ONES = np.ones((2, 3), dtype=np.float32)
 with warnings.catch_warnings():
@@ -170,6 +173,44 @@ def test_the_longest_rows_have_finite_distances(metric: str, dtype: str) -> None
     index = Index(9, metric, dtype)
     index.add(0, row)
     assert np.isfinite(index.search(np.concatenate([row, -row]), 1).distances).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"ef": 50}, {"where": [1, 2]}])
+@pytest.mark.parametrize("rows", [0, 10, 2500, 2600])  # of which the first 2,500 get a graph
+def test_room_is_made_for_k_in_the_results_alone(rows: int, options: dict[str, Any]) -> None:
+    vectors = gaussian(max(rows, 1), 3)
+    index = Index(3)
+    index.add(range(min(rows, 2500)), vectors[: min(rows, 2500)])
+    index.build()
+    index.add(range(2500, max(rows, 2500)), vectors[2500:rows] if rows > 2500 else vectors[:0])
+    expected = index.search(vectors[:1], 2600, **options)
+    tracemalloc.start()
+    try:
+        found = index.search(vectors[:1], 10**7, **options)
+        assert tracemalloc.get_traced_memory()[1] < 12.5 * 10**7  # 12 bytes a neighbour
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found.keys[:, :2600], expected.keys)
+    assert np.array_equal(found.distances[:, :2600], expected.distances)
+    assert (found.keys[:, 2600:] == -1).all()
+    assert np.isposinf(found.distances[:, 2600:]).all()
+
+
+def test_results_that_no_memory_can_be_had_for(tmp_path: Path) -> None:
+    queries = gaussian(10_000, 3)  # 160 TiB: more than processors can address, whatever the system promises
+    message = r"k must be smaller, got 2,147,483,647: results of shape \(10,000, 2,147,483,647\) do not fit into memory"
+    index = Index(3)
+    for _ in range(2):
+        with pytest.raises(MemoryError, match=message):
+            index.search(queries, 2**31 - 1)
+        index.upsert([1, 2], queries[:2])
+    with pytest.raises(MemoryError, match=message):
+        exact_search(queries, queries[:5], 2**31 - 1)
+    with Index.open(tmp_path / "index", 3, key_kind="str") as durable:
+        durable.add("a", queries[0], {"year": 3})
+        with pytest.raises(MemoryError, match=message):
+            durable.search(queries, 2**31 - 1, where=col("year") > 2)
+        assert durable.search(queries[0], 2).keys.tolist() == ["a", None]
 
 
 @pytest.mark.parametrize(

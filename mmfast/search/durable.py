@@ -19,7 +19,7 @@ from mmfast.search import arrays, misuse, storage
 from mmfast.search.conditions import Condition
 from mmfast.search.following import Following
 from mmfast.search.interrupts import uninterrupted
-from mmfast.search.results import RangeResult, SearchResult
+from mmfast.search.results import RangeResult, SearchResult, too_many
 from mmfast.search.settings import Settings, check_bool, check_choice, check_key
 from mmfast.search.truth import Truth
 from mmfast.search.tuning import Point
@@ -179,7 +179,10 @@ class DurableIndex(Following):
         self._refresh()
         self._know_names()
         found = self._engine.search(queries, k, recall=recall, exact=exact, ef=ef, where=self._where(where))
-        return SearchResult(self._keys_of(found.keys), found.distances)
+        try:
+            return SearchResult(self._keys_of(found.keys), found.distances)
+        except MemoryError as error:
+            raise too_many(found.keys.shape[-1], found.keys.size // found.keys.shape[-1]) from error
 
     def range_search(self, queries: object, radius: float, *, where: object = None) -> RangeResult:
         """Find all rows within a distance of each query, as :meth:`mmfast.Index.range_search` does."""

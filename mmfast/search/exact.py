@@ -7,7 +7,7 @@ import torch
 from mmfast import _C
 from mmfast.search import arrays
 from mmfast.search.image import encode
-from mmfast.search.results import SearchResult
+from mmfast.search.results import SearchResult, padded, too_many
 from mmfast.search.settings import METRICS, check_choice, check_int
 
 
@@ -24,7 +24,7 @@ def exact_search(queries: object, vectors: object, k: int, *, metric: str = "cos
     vectors : numpy.ndarray or torch.Tensor of floating point, shape (N, D)
         float32, float16 and bfloat16 rows that are contiguous and on the CPU are not copied.
     k : int
-        At least 1; it may exceed N.
+        At least 1; it may exceed N, but room is made for as many.
     metric : {"cos", "ip", "l2sq"}, default "cos"
     mask : numpy.ndarray or torch.Tensor of bool, shape (N,), optional
         True for the rows that may be found.
@@ -40,6 +40,8 @@ def exact_search(queries: object, vectors: object, k: int, *, metric: str = "cos
     TypeError, ValueError
         If an argument is none of the above, if shapes do not fit, or if a row holds NaN or infinity, is so long that
         distances overflow, or is zero under "cos".
+    MemoryError
+        If there is no room for k neighbours of each query.
 
     Notes
     -----
@@ -62,5 +64,10 @@ def exact_search(queries: object, vectors: object, k: int, *, metric: str = "cos
     stored, dtype = arrays.as_stored("vectors", matrix, metric, threads)
     image = encode(stored, dtype, metric, threads)
     rows = _C.VectorSet(stored, dtype, metric, *image, None)
-    keys, distances = rows.search(arrays.as_queries(asked, metric, threads), k, allowed, False, threads)
+    checked = arrays.as_queries(asked, metric, threads)
+    try:
+        found = rows.search(checked, max(min(k, len(matrix)), 1), allowed, False, threads)
+        keys, distances = padded(*found, k)
+    except MemoryError as error:
+        raise too_many(k, len(checked)) from error
     return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)

@@ -29,6 +29,23 @@ class SearchResult(NamedTuple):
     distances: npt.NDArray[np.float32]
 
 
+def padded(
+    keys: npt.NDArray[np.int64], distances: npt.NDArray[np.float32], k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return what was found, (N, at most k), with -1 and +inf where there are fewer than k."""
+    count, found = keys.shape
+    if found == k:
+        return keys, distances
+    wide = np.full((count, k), -1, np.int64), np.full((count, k), np.inf, np.float32)
+    wide[0][:, :found], wide[1][:, :found] = keys, distances
+    return wide
+
+
+def too_many(k: int, queries: int) -> MemoryError:
+    """Return the error for neighbours that no memory can be had for."""
+    return MemoryError(f"k must be smaller, got {k:,}: results of shape ({queries:,}, {k:,}) do not fit into memory")
+
+
 class RangeResult(NamedTuple):
     """All neighbours within a radius, nearest first: those of query i are ``offsets[i]`` to ``offsets[i + 1]``.
 

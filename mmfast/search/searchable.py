@@ -13,7 +13,7 @@ import torch
 
 from mmfast.search import arrays, misuse, searching
 from mmfast.search.filters import Filter
-from mmfast.search.results import RangeResult, SearchResult
+from mmfast.search.results import RangeResult, SearchResult, too_many
 from mmfast.search.settings import Made, check_bool, check_fraction, check_int, check_key, check_radius
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
@@ -43,7 +43,7 @@ class Searchable(Made):
         queries : numpy.ndarray or torch.Tensor of floating point, shape (N, ndim), or (ndim,) for one
             As the vectors of :meth:`add`. They are not rounded to the storage dtype.
         k : int
-            At least 1; it may exceed the number of rows.
+            At least 1; it may exceed the number of rows, but room is made for as many.
         recall : float, default 0.95
             The share of the k nearest that is to be found on average, above 0 and at most 1. When its graph was built,
             the index measured with rows like its own which effort reaches which recall (:meth:`recall_curve`). Queries
@@ -67,6 +67,8 @@ class Searchable(Made):
         ------
         TypeError, ValueError
             As :meth:`add` does for vectors, or if another argument is none of the above.
+        MemoryError
+            If there is no room for k neighbours of each query.
 
         Examples
         --------
@@ -84,7 +86,10 @@ class Searchable(Made):
         asked, single, threads = self._queries(queries)
         misuse.refuse_condition(where)
         allowed, state = Filter.of(where), self._state
-        keys, distances = searching.nearest(state, asked, k, options, allowed, threads)
+        try:
+            keys, distances = searching.nearest(state, asked, k, options, allowed, threads)
+        except MemoryError as error:
+            raise too_many(k, len(asked)) from error
         if allowed and len(keys) and keys[0, 0] < 0:
             misuse.warn_of_mask(allowed, state)
         return SearchResult(keys[0], distances[0]) if single else SearchResult(keys, distances)

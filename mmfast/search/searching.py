@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.search.filters import Allowed, Filter
-from mmfast.search.results import RangeResult
+from mmfast.search.results import RangeResult, padded
 from mmfast.search.segment import Segment
 from mmfast.search.state import Part, State
 
@@ -29,17 +29,19 @@ def nearest(
     state: State, queries: Queries, k: int, options: Options, allowed: Filter | None, threads: int
 ) -> tuple[Keys, Distances]:
     """Return keys and distances (N, k), padded with -1 and +inf."""
-    parts = state.parts()
-    if not parts:
-        return np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf, np.float32)
+    parts, count = state.parts(), len(queries)
     several = len(parts) > 1
-    found = [_nearest_of(part, queries, k, options, allowed, several, threads) for part in parts]
+    found = [
+        _nearest_of(part, queries, min(k, len(part.segment)), options, allowed, several, threads) for part in parts
+    ]
+    if not parts:
+        found = [(np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32))]
     if not several:
-        return found[0]
+        return padded(*found[0], k)
     keys, ranks = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
     order = np.lexsort((keys, ranks), axis=1)[:, :k]  # padding, at infinity, comes last
     keys, ranks = np.take_along_axis(keys, order, 1), np.take_along_axis(ranks, order, 1)
-    return keys, _distances(ranks, parts[0].segment.settings.metric)
+    return padded(keys, _distances(ranks, parts[0].segment.settings.metric), k)
 
 
 def _distances(ranks: npt.NDArray[np.float64], metric: str) -> Distances:
@@ -54,7 +56,7 @@ def _distances(ranks: npt.NDArray[np.float64], metric: str) -> Distances:
 def _nearest_of(
     part: Part, queries: Queries, k: int, options: Options, allowed: Filter | None, ranked: bool, threads: int
 ) -> tuple[Keys, npt.NDArray[Any]]:
-    """Return keys, and distances or the float64 that rows are ranked by."""
+    """Return keys, and distances or the float64 that rows are ranked by; k is at most the number of rows."""
     segment = part.segment
     rows = None if allowed is None and part.alive is None else Allowed(part, allowed)
     expansion = _expansion(segment, len(queries), k, options, rows)
