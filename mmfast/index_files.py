@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from mmfast.cli import UserError
 from mmfast.search.arrays import NORM_LIMIT, examples
-from mmfast.search.conditions import encodable
 from mmfast.search.progress import Bar
 from mmfast.search.settings import FEATURE_LIMIT, KEY_LIMIT
+from mmfast.search.values import encodable
 
 Keys = npt.NDArray[np.int64] | list[str]
 

@@ -7,6 +7,7 @@ import operator
 import pickle
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfast.search.conditions import Column, Condition, _Many, col, json_path
 from mmfast.search.truth import Truth
@@ -264,6 +266,59 @@ def test_values_that_never_compare_are_refused(value: Any) -> None:
     for build in (lambda: col("a") == value, lambda: col("a").is_in([1, value]), lambda: col("a") >= value):
         with pytest.raises(ValueError, match=r"col\('a'\)"):
             build()
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a prototype
+    NESTED = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ("text", TypeError, r"got 'text' \(str\); write \['text'\]$"),
+        (b"text", TypeError, r"got b'text' \(bytes\)"),
+        (3, TypeError, r"got 3 \(int\); write \[3\]$"),
+        (float("nan"), TypeError, r"got nan \(float\)"),
+        (None, TypeError, r"got None \(NoneType\)$"),
+        ({"x": 1}, TypeError, r"got \{'x': 1\} \(dict\)$"),
+        (col("b"), TypeError, r"got col\('b'\) \(Column\)$"),
+        (np.array(3), ValueError, r"one dimension, got shape \(\)"),
+        (np.ones((2, 3)), ValueError, r"one dimension, got shape \(2, 3\)"),
+        (torch.tensor(3), ValueError, r"one dimension, got shape \(\)"),
+        (torch.ones(2, 3), ValueError, r"one dimension, got shape \(2, 3\)"),
+        (NESTED, TypeError, "that holds all values, got nested_tensor"),
+        (torch.ones(3).to_sparse(), TypeError, "that holds all values"),
+        (torch.ones(3, device="meta"), TypeError, "that holds all values"),
+        (np.ma.array([1, 2], mask=[False, True]), TypeError, "that holds all values"),
+        ([range(10**6)] * 10**4, TypeError, r"got range\(0, 1000000\) \(range\)$"),
+        ([[1, 2], [3]], TypeError, r"got \[1, 2\] \(list\)$"),
+        ([list(range(10**5))], TypeError, r"got \[0, 1, .*\.\.\. \(list\)$"),
+        ([1, np.nan], ValueError, "NaN never holds"),
+        (torch.tensor([1, np.nan]), ValueError, "NaN never holds"),
+        (np.array([1j]), TypeError, r"got 1j \(complex\)"),
+        (np.array(["2020-01-01"], dtype="M8[D]"), TypeError, r"got datetime.date\(2020, 1, 1\)"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_values_is_refused(values: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"^col\('a'\).*{message}") as caught:
+        col("a").is_in(values)
+    assert len(str(caught.value)) < 400
+
+
+def test_values_in_whatever_yields_them(truth: Truth) -> None:
+    given = [1.5, 7.0]
+    for values in (
+        given,
+        (each for each in given),
+        set(given),
+        dict.fromkeys(given).keys(),
+        np.array(given),
+        np.array([*given, None], dtype=object)[:2],
+        torch.tensor(given, requires_grad=True),
+        torch.tensor(given, dtype=torch.bfloat16),
+    ):
+        assert ids_where(truth, col("a").is_in(values)).tolist() == expected(lambda v: v == 1.5)
 
 
 def test_messages_say_what_to_write() -> None:

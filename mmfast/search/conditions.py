@@ -14,17 +14,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-import numpy as np
+from mmfast.search.values import KINDS, Scalar, encodable, kind, listed, scalar, text_of
 
-Scalar = bool | int | float | str
-
-# The kinds of values that there are, and SQLite's types of each.
-KINDS = {
-    "numbers": "'integer', 'real'", "text": "'text'", "truth values": "'true', 'false'", "lists": "'array'",
-    "objects": "'object'",
-}  # fmt: skip
 # What columns of pandas, Polars and SQL call the methods here.
 _MEANT = {
     **dict.fromkeys(("isin", "in_"), "{}.is_in([...])"),
@@ -152,10 +145,9 @@ class Column:
 
     def is_in(self, values: Iterable[object]) -> Condition:
         """Hold where the column equals one of ``values``, however many; None among them means :meth:`is_null`."""
-        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise TypeError(f"{self!r}.is_in needs a list of values, got {values!r}; write [{values!r}]")
-        given = list(values)
-        return _In(self, tuple(_scalar(self, value) for value in given if value is not None), None in given)
+        given = listed(f"{self!r}.is_in", values)
+        wanted = tuple(self._value(value, alone=False) for value in given if value is not None)
+        return _In(self, wanted, len(wanted) < len(given))
 
     def between(self, low: object, high: object) -> Condition:
         """Hold where low <= column <= high."""
@@ -163,17 +155,22 @@ class Column:
 
     def contains(self, text: str) -> Condition:
         """Hold where the column is a string with ``text`` in it."""
-        return self._test("contains", _text(self, "contains", text))
+        return self._test("contains", text_of(f"{self!r}.contains", text))
 
     def startswith(self, text: str) -> Condition:
         """Hold where the column is a string that begins with ``text``."""
-        return self._test("startswith", _text(self, "startswith", text))
+        return self._test("startswith", text_of(f"{self!r}.startswith", text))
 
     def _test(self, operator: str, other: object) -> Condition:
-        value = _scalar(self, other)
+        value = self._value(other)
         if isinstance(value, bool) and operator != "=":
             raise TypeError(f"{self!r} {operator} {other!r}: truth values have no order; compare with == or !=")
         return _Test(self, operator, value)
+
+    def _value(self, value: object, *, alone: bool = True) -> Scalar:
+        if isinstance(value, (Column, Condition)):
+            raise TypeError(f"{self!r} can be compared with values only, got {value!r}; comparisons need parentheses")
+        return scalar(repr(self), value, alone=alone)
 
     if not TYPE_CHECKING:
 
@@ -218,7 +215,7 @@ class _Test(Condition):
             parameters.append(path)
         text, values = self._compared(extracted)
         # IS NOT NULL first: where the path leads nowhere, false AND NULL is false.
-        types = KINDS[_kind(self.value)]
+        types = KINDS[kind(self.value)]
         sql = f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) IN ({types}) AND {text})"
         return sql, [*parameters, *values]
 
@@ -262,10 +259,10 @@ class _In(Condition):
         extracted, own = expressions.get(path, "json_extract(metadata, ?)"), [] if path in expressions else [path]
         parts: list[str] = []
         parameters: list[object] = []
-        for kind, values in (("numbers", numbers), ("text", texts)):
+        for name, values in (("numbers", numbers), ("text", texts)):
             if values:
                 parts.append(
-                    f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) IN ({KINDS[kind]}) "
+                    f"(json_type(metadata, ?) IS NOT NULL AND json_type(metadata, ?) IN ({KINDS[name]}) "
                     f"AND {extracted} IN (SELECT value FROM json_each(?)))"
                 )
                 parameters += [path, path, *own, json.dumps(values)]
@@ -315,7 +312,7 @@ def asked(condition: Condition) -> dict[str, tuple[Column, set[str]]]:
     for leaf in _leaves(condition):
         values = leaf.values if isinstance(leaf, _In) else (leaf.value,) if isinstance(leaf, _Test) else ()
         _, kinds = found.setdefault(leaf.column.path, (leaf.column, set()))
-        kinds.update(map(_kind, values))
+        kinds.update(map(kind, values))
     return found
 
 
@@ -325,10 +322,6 @@ def _leaves(condition: Condition) -> list[_Test | _Null | _In]:
     if isinstance(condition, _Not):
         return _leaves(condition.condition)
     return [condition] if isinstance(condition, (_Test, _Null, _In)) else []
-
-
-def _kind(value: Scalar) -> str:
-    return "truth values" if isinstance(value, bool) else "text" if isinstance(value, str) else "numbers"
 
 
 def _combine(operator: str, left: Condition, right: object) -> Condition:
@@ -349,39 +342,3 @@ def _balanced(parts: list[str], operator: str) -> str:
         return parts[0]
     half = len(parts) // 2
     return f"({_balanced(parts[:half], operator)} {operator} {_balanced(parts[half:], operator)})"
-
-
-def _text(column: Column, method: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{column!r}.{method} needs a string, got {value!r} ({type(value).__name__})")
-    return value
-
-
-def _scalar(column: Column, value: object) -> Scalar:
-    """Return a value to compare with as a plain bool, int, float or str."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, (Column, Condition)):
-        raise TypeError(f"{column!r} can be compared with values only, got {value!r}; comparisons need parentheses")
-    if not isinstance(value, (bool, int, float, str)):
-        several = isinstance(value, (list, tuple, set, np.ndarray))
-        hint = "; use is_null()" if value is None else "; use is_in(...)" if several else ""
-        raise TypeError(
-            f"{column!r} can be compared with bool, int, float and str, got {value!r} ({type(value).__name__}){hint}"
-        )
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"{column!r} compared with NaN never holds; use is_null() for missing values")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{column!r} can be compared with integers of 64 bits, got {value}; compare with a float")
-    if isinstance(value, str) and ("\0" in value or not encodable(value)):
-        raise ValueError(f"{column!r} can be compared with text without NUL and lone surrogates, got {value!r}")
-    return value
-
-
-def encodable(text: str) -> bool:
-    """Tell whether a string can be stored: whether it has no lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

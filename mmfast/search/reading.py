@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from difflib import get_close_matches
+from hashlib import blake2b
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.search.arrays import check_keys
-from mmfast.search.conditions import KINDS, Condition, asked
+from mmfast.search.conditions import Condition, asked
 from mmfast.search.database import Database, damaged
 from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
 from mmfast.search.schema import indexed_expression, read_state
+from mmfast.search.values import KINDS
 from mmfast.search.verify import problems
 
 Self = TypeVar("Self", bound="Reading")
@@ -88,7 +90,7 @@ class Reading:
             version, count, _, _ = self._state(connection)
             try:
                 text, parameters = condition.sql(expressions)
-                wanted = repr((text, parameters))
+                wanted = blake2b(repr((text, parameters)).encode()).hexdigest()  # lists of values may be long
                 if (known := self._recent.get(wanted, version)) is not None:
                     return known
                 # Also rows without metadata fulfil what holds for the absence of all columns.

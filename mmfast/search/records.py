@@ -20,9 +20,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mmfast.search.arrays import check_keys, examples
-from mmfast.search.conditions import encodable
 from mmfast.search.database import damaged
 from mmfast.search.settings import DTYPES, FEATURE_LIMIT, STORED, check_choice, check_int
+from mmfast.search.values import encodable
 
 Key = int | str
 Keys = npt.NDArray[np.int64] | list[str]
