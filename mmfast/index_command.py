@@ -28,6 +28,7 @@ from mmfast.search.misuse import EmptyFilterWarning
 from mmfast.search.progress import Bar
 from mmfast.search.results import SearchResult
 from mmfast.search.settings import DTYPES, METRICS
+from mmfast.search.verify import Problem
 
 if TYPE_CHECKING:
     from mmfast.search.conditions import Condition
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 BATCH = 10_000
 _SHOWN = 10  # queries, and rows of each, in the table
 _METADATA_SHOWN = 60  # characters, on a terminal
-_MENDS = {  # what verify says, and what helps beside a copy; other problems say it themselves
-    "the vector under": "put vectors in again with mmfast index build FOLDER VECTORS --keys KEYS --upsert",
-    "the metadata of": "set metadata anew with Index.update_metadata(keys, metadata, replace=True) in Python",
+_MENDS = {  # by the place of a problem, what helps beside a copy
+    "vectors": "put vectors in again with mmfast index build FOLDER VECTORS --keys KEYS --upsert",
+    "metadata": "set metadata anew with Index.update_metadata(keys, metadata, replace=True) in Python",
 }
 _QUERIES = 4096  # searched at a time, so that the bar moves and Ctrl-C is heard
 
@@ -273,7 +274,7 @@ def _verify(args: argparse.Namespace) -> int:
         with Index.open(args.folder, read_only=True) as index:
             problems, rows = index.verify(), len(index)
     except ValueError as error:  # so damaged that it cannot be opened
-        problems, rows = [str(error)], 0
+        problems, rows = [Problem(str(error))], 0
     except OSError as error:
         with told():
             raise error from None
@@ -281,8 +282,8 @@ def _verify(args: argparse.Namespace) -> int:
         print(problem)
     if problems:
         print(f"{args.folder}: {len(problems):,} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
-        mends = [how for begin, how in _MENDS.items() if any(problem.startswith(begin) for problem in problems)]
-        if mends:
+        places = {problem.place for problem in problems}
+        if mends := [how for place, how in _MENDS.items() if place in places]:
             print(f"{'; '.join(mends)}; or restore the folder from a copy", file=sys.stderr)
         return 1
     print(f"{args.folder}: {rows:,} rows, nothing wrong")

@@ -458,6 +458,16 @@ def test_verify_lists_damage_and_says_what_mends_it(
     np.save("keys.npy", np.array(["film 3", "film 8"]))
     assert run(capsys, "build", "films", "two.npy", "--keys", "keys.npy", "--upsert")[0] == 0
     assert run(capsys, "verify", "films")[0] == 0
+    with sqlite3.connect("films/truth.sqlite") as connection:
+        connection.execute("UPDATE documents SET checksum = checksum + 1 WHERE id = 4")
+    connection.close()
+    _, out, err = run(capsys, "verify", "films")
+    assert out == "the metadata of id 4 does not match its checksum\n"
+    assert err.splitlines() == [
+        "films: 1 problem",
+        "set metadata anew with Index.update_metadata(keys, metadata, replace=True) in Python; "
+        "or restore the folder from a copy",
+    ]
     os.truncate("cut/truth.sqlite", 5000)
     status, out, _ = run(capsys, "verify", "cut")
     assert status == 1

@@ -23,6 +23,7 @@ from mmfast.search.results import RangeResult, SearchResult, too_many
 from mmfast.search.settings import Settings, check_bool, check_choice, check_key
 from mmfast.search.truth import Truth
 from mmfast.search.tuning import Point
+from mmfast.search.verify import Problem
 
 _DEFAULTS: dict[str, Any] = {"metric": "cos", "dtype": "bf16", "connectivity": 16, "expansion_add": 128}
 
@@ -223,14 +224,14 @@ class DurableIndex(Following):
         self._truth.trim(self._save_snapshot())
         self._truth.compact()
 
-    def verify(self) -> list[str]:
-        """Read everything and return what is wrong, in words: the database, the snapshot, and what they disagree on."""
+    def verify(self) -> list[Problem]:
+        """Read everything and return what is wrong, as str: the database, the snapshot, and what they disagree on."""
         self._refresh()
         problems = self._truth.verify()
         if problems:
             return problems
         if (problem := self._snapshot_problem()) is not None:
-            problems.append(problem)
+            problems.append(Problem(problem))
         state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
         seen, wrong = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for ids, _, stored in self._truth.rows():
@@ -246,14 +247,15 @@ class DurableIndex(Following):
         changes = self._truth.changes(version)  # while rows were read
         if changes is None:
             problems.append(
-                "the index in memory was not compared: the database forgot meanwhile what changed; try again"
+                Problem("the index in memory was not compared: the database forgot meanwhile what changed; try again")
             )
         else:
             differing = np.setdiff1d(np.concatenate(wrong), np.concatenate([changes.ids, changes.removed_ids]))
             if len(differing):
-                problems.append(f"the index in memory differs from the database in {arrays.examples(differing)}")
+                which = arrays.examples(differing)
+                problems.append(Problem(f"the index in memory differs from the database in {which}"))
         if len(np.unique(held)) != len(held):
-            problems.append("the index in memory holds rows twice")
+            problems.append(Problem("the index in memory holds rows twice"))
         return problems
 
     def tune(self, queries: object) -> None:

@@ -20,7 +20,7 @@ from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
 from mmfast.search.schema import indexed_expression, read_state
 from mmfast.search.values import KINDS
-from mmfast.search.verify import problems
+from mmfast.search.verify import Problem, problems
 
 Self = TypeVar("Self", bound="Reading")
 _SAMPLED = 1000  # rows whose metadata tells which columns there are
@@ -219,7 +219,7 @@ class Reading:
         if items != total:
             raise damaged(self._database.path, f"it holds {items:,} items, and counts {total:,}")
 
-    def verify(self) -> list[str]:
+    def verify(self) -> list[Problem]:
         """Read everything and return what is wrong, nothing if all is well."""
         return problems(self._database, self._codec)
 

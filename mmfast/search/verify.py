@@ -9,49 +9,61 @@ from collections.abc import Iterator
 from mmfast.search.database import Database
 from mmfast.search.records import Codec, text_checksum
 
-_SHOWN = 100  # problems of each kind
+_SHOWN = 100  # problems of each check
 
 
-def problems(database: Database, codec: Codec) -> list[str]:
-    """Return what is wrong, in words; nothing if all is well."""
-    found: list[str] = []
+class Problem(str):
+    """What is wrong, in words, and in what: "vectors" and "metadata" can be set anew, for the rest it says itself."""
+
+    def __new__(cls, words: str, place: str = "") -> Problem:
+        """Make a str that knows its place."""
+        made = super().__new__(cls, words)
+        made.place = place
+        return made
+
+    place: str
+
+
+def problems(database: Database, codec: Codec) -> list[Problem]:
+    """Return what is wrong; nothing if all is well."""
+    found: list[Problem] = []
     noted = database.noted_version()
     for check in (_structure, _items, _documents, _totals):
         try:
             with database.read() as connection:
                 for number, problem in enumerate(check(connection, codec)):
                     if number == _SHOWN:
-                        found.append("and more of this kind")
+                        found.append(Problem("and more of this kind"))
                         break
                     found.append(problem)
         except ValueError as error:  # so damaged that it cannot be read on
-            found.append(str(error))
+            found.append(Problem(str(error)))
     with database.read() as connection:
         for (version,) in connection.execute("SELECT version FROM state WHERE version < ?", (noted,)):
-            found.append(f"version {noted} was committed, but the database is at version {version}")
+            found.append(Problem(f"version {noted} was committed, but the database is at version {version}"))
     return found
 
 
-def _structure(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+def _structure(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
     for (line,) in connection.execute(f"PRAGMA integrity_check({_SHOWN})"):
         if line != "ok":
-            yield f"SQLite's integrity check: {line}"
+            yield Problem(f"SQLite's integrity check: {line}")
 
 
-def _items(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+def _items(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
     key = "key" if codec.strings else "id"
     for record in connection.execute(f"SELECT id, {key}, checksum, vector FROM items NOT INDEXED"):
         problem = codec.problem(record)
         if problem:
-            yield problem
+            yield Problem(problem, "vectors")
 
 
-def _documents(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+def _documents(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
     for number, checksum, text in connection.execute("SELECT id, checksum, metadata FROM documents NOT INDEXED"):
         if not isinstance(text, str) or text_checksum(number, text) != checksum:
-            yield f"the metadata of id {number} does not match its checksum"
+            yield Problem(f"the metadata of id {number} does not match its checksum", "metadata")
         elif not _is_object(text):
-            yield f"the metadata of id {number} is no JSON object"
+            yield Problem(f"the metadata of id {number} is no JSON object", "metadata")
 
 
 def _is_object(text: str) -> bool:
@@ -61,7 +73,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _totals(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
+def _totals(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
     for query, message in (
         ("SELECT COUNT(*) - (SELECT count FROM state) FROM items NOT INDEXED", "{} more items than were counted"),
         (
@@ -75,4 +87,4 @@ def _totals(connection: sqlite3.Connection, codec: Codec) -> Iterator[str]:
     ):
         (count,) = connection.execute(query).fetchone()
         if count:
-            yield message.format(count)
+            yield Problem(message.format(count))
