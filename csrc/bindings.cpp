@@ -98,6 +98,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_tiers_available", &mmfast::available_tiers);
   m.def("select_cpu_tier", &mmfast::select_tier, py::arg("name"));
   m.def("enable_pruning", &mmfast::enable_pruning, py::arg("enabled"), "For measuring what pruning saves.");
+  mmfast::bind_forks(m);
   mmfast::bind_search(m);
   mmfast::bind_vectors(m);
 }

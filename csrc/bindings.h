@@ -29,6 +29,7 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
+void bind_forks(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 void bind_vectors(pybind11::module_& m);
 

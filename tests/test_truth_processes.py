@@ -9,8 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,3 +225,37 @@ def test_another_programs_lock_is_named(folder: Path, monkeypatch: pytest.Monkey
         other.close()
         truth.add([1], rows(1))
         assert len(truth) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forks_made_while_threads_are_in_sqlite_may_open_others(folder: Path) -> None:
+    """Of SQLite's locks one is held whenever it allocates memory: without care one in ten children hangs here."""
+    with Truth.open(folder, SETTINGS, key_kind="int") as truth:
+        truth.add(range(20), rows(20))
+    ended = threading.Event()
+
+    def work() -> None:
+        connection = sqlite3.connect(":memory:")
+        connection.execute("CREATE TABLE t (a, b)")
+        while not ended.is_set():
+            connection.executemany("INSERT INTO t VALUES (?, ?)", ((n, "x" * 50) for n in range(300)))
+            connection.execute("SELECT * FROM t ORDER BY b, a LIMIT 30").fetchall()
+            connection.execute("DELETE FROM t")
+        connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(60):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                with suppress(BaseException), Truth.open(folder, read_only=True) as reader:
+                    os._exit(len(reader) != 20)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()

@@ -7,7 +7,7 @@ SQLite itself is what makes a commit whole and lasting, by a write-ahead log tha
 - Readers take a connection each from a small pool, and see the last commit, whatever is being written.
 - A fork copies connections that only their maker may use, and even closing one in the child can harm the parent. So a
   child never touches them, and refuses to open a file anew that was open at the fork: SQLite, finding its tables of
-  locks copied, would take none.
+  locks copied, would take none. Locks of SQLite's own are free in the child (csrc/fork_bindings.cpp).
 - Files that were removed or replaced while open are noticed before the next write would go to the removed ones.
 
 Nothing else here may open and close the database file while a connection is open: that drops SQLite's locks.
@@ -15,6 +15,7 @@ Nothing else here may open and close the database file while a connection is ope
 
 from __future__ import annotations
 
+import _sqlite3
 import ctypes
 import errno
 import os
@@ -25,6 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from mmfast import _C
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.writer_lock import WriterLock, noted_version
 
@@ -50,6 +52,7 @@ class _Connection(sqlite3.Connection):
 
 
 _open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+_opening: list[tuple[int, int]] = []  # files
 _inherited: set[tuple[int, int]] = set()  # files that were open in the parent when this process was forked
 
 
@@ -230,22 +233,26 @@ class Database:
 
 def connect(path: Path, options: str) -> _Connection:
     """Open the database file ``path``, an absolute one, with SQLite's URI ``options``."""
-    file = _identity(path)
+    file = _identity(path) or (0, 0)
     if file in _inherited:
         raise RuntimeError(
             f"{path.parent} was open in the process of which this one ({os.getpid()}) is a fork, so that it cannot be "
             "opened here: start processes with multiprocessing's 'spawn' or 'forkserver', or fork before it is opened"
         )
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?{options}",
-        timeout=_TIMEOUT,
-        isolation_level=None,  # transactions begin where they are told to
-        check_same_thread=False,  # one thread at a time uses it, not always the same
-        factory=_Connection,
-        uri=True,
-    )
-    connection.file = file or (0, 0)
-    _open.add(connection)
+    _opening.append(file)
+    try:
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?{options}",
+            timeout=_TIMEOUT,
+            isolation_level=None,  # transactions begin where they are told to
+            check_same_thread=False,  # one thread at a time uses it, not always the same
+            factory=_Connection,
+            uri=True,
+        )
+        connection.file = file
+        _open.add(connection)
+    finally:
+        _opening.remove(file)
     return connection
 
 
@@ -326,6 +333,18 @@ def _leave_to_parent() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # is never closed here, not even at exit
         _inherited.add(connection.file)
     _open.clear()
+    _inherited.update(_opening)
+    _opening.clear()
+
+
+def _hold_sqlite_at_forks() -> None:
+    """Have SQLite's locks free in children, if its functions can be found: they may be part of the interpreter."""
+    names = ("sqlite3_mutex_alloc", "sqlite3_mutex_try", "sqlite3_mutex_leave")
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(_sqlite3.__file__)
+        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names]
+        _C.hold_sqlite_at_forks(*addresses)
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
+_hold_sqlite_at_forks()
