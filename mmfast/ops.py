@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfast import _C, backends
+from mmfast._forks import alone_after_fork
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -35,6 +36,7 @@ def _engine(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return on_gpu.pair_hinge(*arguments)  # type: ignore[no-any-return]
 
 
+@alone_after_fork
 def _on_cpu(
     x: Tensor,
     x_labels: Tensor,
@@ -143,6 +145,7 @@ def _scaled(ctx: Any, loss_gradient: Tensor | None) -> tuple[Tensor | None, Tens
     return x_out, y_out
 
 
+@alone_after_fork
 def _scale(loss_gradient: Tensor, gradient: Tensor | None, rows: Tensor) -> Tensor | None:
     if gradient is None or gradient.dim() != 2:
         return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -58,6 +60,29 @@ def test_a_forked_child_computes_what_its_parent_does() -> None:
     expected = _loss()  # with as many threads as there are, none of which a child has
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(_loss, range(4)).get(timeout=60) == [expected] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("layout", ["plain", "strided", "bfloat16"])
+def test_a_child_shares_no_work_out_among_the_threads_of_its_parent(layout: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    rows = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    rows = {"plain": rows, "strided": rows.t().contiguous().t(), "bfloat16": rows.bfloat16()}[layout]
+    labels = torch.arange(2000) % 9
+    leaf = rows.requires_grad_(layout != "strided")  # the gradient of such a leaf PyTorch itself lays out anew
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        with suppress(BaseException):
+            loss = mmfast.contrastive_loss(leaf, labels, margin=30.0)
+            if leaf.requires_grad:
+                loss.backward()
+            os._exit(0)
+        os._exit(1)
+    torch.set_num_threads(threads)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -11,9 +11,6 @@ of 512 features times 127 would peak near 18, using some 32 of the 255 steps.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmfast import _C
+from mmfast._forks import alone_after_fork
 from mmfast.search.settings import FEATURE_LIMIT, KEY_LIMIT
 
 # Half of sqrt(float32 max): for two such rows neither the inner product nor the squared distance can overflow.
@@ -35,7 +33,6 @@ _NAMES = {dtype: name for name, dtype in _TENSORS.items()}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 _FLOAT32 = np.dtype(np.float32)
-_forked = False
 _KEY_KINDS = "an int, or a sequence, NumPy array or dense torch tensor of integers"
 
 
@@ -193,29 +190,7 @@ def as_queries(rows: npt.NDArray[Any] | Tensor, metric: str, threads: int) -> np
     return array if dtype == "f32" else widen(array, dtype)
 
 
-@contextmanager
-def alone_after_fork() -> Iterator[None]:
-    """In the child of a fork, have PyTorch compute by one thread: it would wait for ever for those of its parent."""
-    threads = torch.get_num_threads()
-    if _forked:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if _forked:
-            torch.set_num_threads(threads)
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-@alone_after_fork()
+@alone_after_fork
 def encode(name: str, rows: npt.NDArray[Any] | Tensor, metric: str, dtype: str, threads: int) -> npt.NDArray[Any]:
     """Return a copy of the matrix ``rows`` as the storage dtype holds it, refusing rows that it cannot hold."""
     stored = torch.empty(tuple(rows.shape), dtype=_TENSORS[dtype], device="cpu")  # whatever PyTorch's default is
@@ -242,13 +217,13 @@ def widen(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-@alone_after_fork()
+@alone_after_fork
 def _gathered(rows: Tensor) -> Tensor:
     """Return rows that lie one behind the other on the CPU."""
     return rows.cpu().contiguous()
 
 
-@alone_after_fork()
+@alone_after_fork
 def _narrow(name: str, wide: npt.NDArray[np.float64] | Tensor, metric: str) -> Tensor:
     """Return float64 rows in float32, under "cos" scaled by their largest magnitude."""
     rows = wide if isinstance(wide, Tensor) else torch.tensor(wide, device="cpu")

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 
 from mmfast import _C
-from mmfast.search.arrays import alone_after_fork, widen
+from mmfast._forks import alone_after_fork
+from mmfast.search.arrays import widen
 from mmfast.search.image import aligned, encode
 from mmfast.search.settings import Settings
 
@@ -96,7 +97,7 @@ def sample(count: int) -> npt.NDArray[np.bool_]:
     return marked
 
 
-@alone_after_fork()
+@alone_after_fork
 def as_bytes(
     stored: npt.NDArray[Any], heads: npt.NDArray[np.int64], settings: Settings, threads: int, progress: Progress
 ) -> npt.NDArray[np.int8] | None:
