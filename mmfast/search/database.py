@@ -175,7 +175,7 @@ class Database:
         if os.getpid() != self._held.process:
             raise RuntimeError(
                 f"{self.path.parent} was opened by process {self._held.process}, of which this one ({os.getpid()}) is "
-                "a fork; start processes with multiprocessing's 'spawn' or 'forkserver', or open the folder after it"
+                "a fork; start processes with multiprocessing's 'spawn' or 'forkserver', or fork before it is opened"
             )
         if self._held.closed:
             raise ValueError(f"{self.path.parent} is closed; open it again")

@@ -40,7 +40,8 @@ class DurableIndex(Following):
     - :meth:`metadata`, :meth:`update_metadata`, :meth:`verify`, :meth:`compact`, :meth:`close`, and iteration over keys
 
     One process at a time may have the folder open for writing, any number read-only; those see new commits at their
-    next call. Pickling gives a read-only view of the folder. After a fork the child must open the folder anew.
+    next call. Pickling gives a read-only view of the folder. In the child of a fork neither the index nor its folder
+    can be used: start processes by "spawn" or "forkserver", or fork before the folder is opened.
 
     Examples
     --------
