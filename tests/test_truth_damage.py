@@ -112,6 +112,29 @@ def test_a_flipped_vector_or_document_is_told_by_its_checksum(folder: Path) -> N
             truth.metadata(keys_of("str", [1777]))
 
 
+@pytest.mark.parametrize("number", [700, 1999])
+@pytest.mark.parametrize(
+    ("back", "bit", "problem"),
+    [
+        (8, 1 << 3, "its items are out of order at id"),  # from the last, now a smaller one, all would be read again
+        (4, 1, "its items have keys that are no text"),  # bytes
+    ],
+)
+def test_a_flipped_id_or_kind_of_key_is_told(number: int, back: int, bit: int, problem: str, folder: Path) -> None:
+    make(folder)
+    path = folder / "truth.sqlite"
+    whole = path.read_bytes()
+    (key,) = keys_of("str", [number])
+    # Before the key there are 2 bytes of the id, the head's size, and the types of id, key, version, checksum, vector.
+    place = whole.rindex(key.encode(), 0, whole.index(rows(2000)[number].tobytes())) - back
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+    with Truth.open(folder, read_only=True) as truth:
+        assert truth.verify() != []
+        for read in (lambda: list(truth), lambda: list(truth.names())):
+            with pytest.raises(ValueError, match=rf"truth\.sqlite is damaged: .*{problem}"):
+                read()
+
+
 @pytest.mark.parametrize(
     ("statement", "problem"),
     [

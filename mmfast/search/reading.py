@@ -150,13 +150,12 @@ class Reading:
 
     def __iter__(self) -> Iterator[Key]:
         """Iterate over the keys, in the order of their ids."""
-        for records in self._blocks(f"id, {self._key}", 10_000):
-            yield from (key for _, key in records)
+        for _, keys in self.names():
+            yield from keys if isinstance(keys, list) else keys.tolist()
 
     def names(self) -> Iterator[tuple[npt.NDArray[np.int64], Keys]]:
         """Yield (ids, keys) in blocks, in the order of their ids."""
-        for records in self._blocks(f"id, {self._key}", 10_000):
-            ids = np.fromiter((number for number, _ in records), np.int64, len(records))
+        for ids, records in self._blocks(f"id, {self._key}", 10_000):
             yield ids, self._codec.of_kind([key for _, key in records])
 
     def rows(self, block: int = 8192) -> Iterator[tuple[npt.NDArray[np.int64], Keys, npt.NDArray[Any]]]:
@@ -165,8 +164,7 @@ class Reading:
         Each block is of the version at its time. For a snapshot take :attr:`version` first, then all rows, then the
         :meth:`changes` since that version.
         """
-        for records in self._blocks(self._record, block):
-            ids = np.fromiter((record[0] for record in records), np.int64, len(records))
+        for ids, records in self._blocks(self._record, block):
             yield ids, self._codec.of_kind([record[1] for record in records]), self._codec.vectors(records)
 
     def changes(self, since: int) -> Changes | None:
@@ -261,8 +259,11 @@ class Reading:
         refuse_missing(keys, found)
         return found
 
-    def _blocks(self, columns: str, block: int) -> Iterator[list[Any]]:
-        """Yield lists of rows in the order of their ids, each in a transaction of its own, none left open between."""
+    def _blocks(self, columns: str, block: int) -> Iterator[tuple[npt.NDArray[np.int64], list[Any]]]:
+        """Yield ids and rows in their order, each block in a transaction of its own, none left open between.
+
+        A damaged id is refused where it is out of order: from one that is too small all would be read again, for ever.
+        """
         last = -1
         while True:
             with self._database.read() as connection:
@@ -270,5 +271,8 @@ class Reading:
                 records = connection.execute(query, (last, block)).fetchall()
             if not records:
                 return
-            last = records[-1][0]
-            yield records
+            ids = np.fromiter((record[0] for record in records), np.int64, len(records))
+            if len(at := np.flatnonzero(np.diff(ids, prepend=last) <= 0)):
+                raise damaged(self._database.path, f"its items are out of order at id {ids[at[0]]}")
+            last = int(ids[-1])
+            yield ids, records

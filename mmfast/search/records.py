@@ -58,7 +58,11 @@ class Codec:
 
     def of_kind(self, keys: list[Any]) -> Keys:
         """Return keys that were read as an int64 array, or a list of str."""
-        return keys if self.strings else np.array(keys, dtype=np.int64)
+        if not self.strings:
+            return np.array(keys, dtype=np.int64)
+        if not all(isinstance(key, str) for key in keys):
+            raise damaged(self._path, "its items have keys that are no text")
+        return keys
 
     def views(self, keys: Sequence[Key], stored: npt.NDArray[Any]) -> Iterator[memoryview]:
         """Return the bytes of each row of ``stored``, (N, ndim) in the storage dtype, one for each key."""
