@@ -54,8 +54,15 @@ def test_what_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Index.from_usearch(tmp_path / "missing")
     NativeIndex(ndim=8, metric="pearson").save(str(tmp_path / "odd"))
-    with pytest.raises(ValueError, match="odd is not an index of USearch that mmfast can read"):
+    with pytest.raises(
+        ValueError, match=r"odd is not an index of USearch that mmfast can read .*: it has .* metric 'p'"
+    ):
         Index.from_usearch(tmp_path / "odd")
+    several = NativeIndex(ndim=2, multi=True)
+    several.add(np.array([7, 7]), np.eye(2))
+    several.save(str(tmp_path / "several"))
+    with pytest.raises(ValueError, match="several: keys must be distinct; repeated: 7"):
+        Index.from_usearch(tmp_path / "several")
 
 
 def test_a_head_that_promises_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:

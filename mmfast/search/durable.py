@@ -202,7 +202,7 @@ class DurableIndex(Following):
         return self._truth.metadata([keys] if isinstance(keys, str) else keys)
 
     def update_metadata(self, keys: object, metadata: object, *, replace: bool = False) -> None:
-        """Merge a dict into the metadata of each key, as ``dict.update`` does, or put it in its place."""
+        """Merge dicts, one for each key, into their metadata, as ``dict.update`` does, or put them in its place."""
         self._truth.check_writable()
         given = [metadata] if isinstance(metadata, Mapping) else metadata
 

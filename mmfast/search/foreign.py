@@ -19,6 +19,7 @@ _METRICS = {b"c": "cos", b"i": "ip", b"e": "l2sq"}
 _SCALARS = {4: ("bf16", "<i2"), 10: ("f64", "<f8"), 11: ("f32", "<f4"), 12: ("f16", "<f2"), 23: ("i8", "<i1")}
 _HEAD = struct.Struct("<7s3HcBBBQQQ")
 _REMOVED = -1
+_REFUSED = "is not an index of USearch that mmfast can read (cos, ip or l2sq over f64, f32, f16, bf16 or i8)"
 
 
 class Foreign(NamedTuple):
@@ -44,8 +45,8 @@ def read_usearch(name: str) -> Foreign:
         matrix = content[8 : 8 + rows * row_bytes].view(numpy_dtype).reshape(rows, ndim)
         alive = keys != _REMOVED
         return Foreign(ndim, _METRICS[metric], dtype, neighbours.shape[1] // 2, keys[alive], matrix[alive])
-    except (KeyError, ValueError, struct.error) as error:
-        raise ValueError(
-            f"{name} is not an index of USearch that mmfast can read (cos, ip or l2sq over f64, f32, f16, bf16 or i8): "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    except KeyError:
+        found = f"USearch's metric {metric.decode('latin-1')!r} over vectors of its kind {scalar}"
+        raise ValueError(f"{name} {_REFUSED}: it has {found}") from None
+    except (ValueError, struct.error) as error:
+        raise ValueError(f"{name} {_REFUSED}: {error}") from error

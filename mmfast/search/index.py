@@ -389,7 +389,10 @@ class Index(Searchable):
         dtype = "f32" if found.dtype == "f64" else found.dtype
         index = cls(found.ndim, found.metric, dtype, connectivity=max(2, found.connectivity))
         rows = found.rows if found.dtype in ("f64", "f32", "f16") else arrays.widen(found.rows, found.dtype)
-        index.add(found.keys, rows)
+        try:
+            index.add(found.keys, rows)
+        except ValueError as error:  # keys more than once, as multi=True has them, or odd rows
+            raise ValueError(f"{storage.as_name('path', path)}: {error}") from error
         return index
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ class Reading:
         with self._database.read() as connection:
             for record in chunked(connection, f"SELECT {self._record} FROM items WHERE {self._key} IN", wanted):
                 found[record[1]] = record
-        refuse_missing(wanted, found)
+        refuse_missing(wanted, found, "nothing returned")
         return self._codec.vectors([found[key] for key in wanted])
 
     def metadata(self, keys: object) -> list[dict[str, Any] | None]:
@@ -256,7 +256,7 @@ class Reading:
         found: dict[Key, dict[str, Any] | None] = {}
         for key, number, checksum, text in chunked(connection, query, keys):
             found[key] = None if number is None else self._codec.document(number, key, checksum, text)
-        refuse_missing(keys, found)
+        refuse_missing(keys, found, "nothing returned")
         return found
 
     def _blocks(self, columns: str, block: int) -> Iterator[tuple[npt.NDArray[np.int64], list[Any]]]:

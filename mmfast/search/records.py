@@ -199,11 +199,11 @@ def _check_str_keys(keys: object, distinct: bool) -> list[str]:
     return list(keys)
 
 
-def refuse_missing(keys: Sequence[Key], found: Mapping[Key, object]) -> None:
+def refuse_missing(keys: Sequence[Key], found: Mapping[Key, object], consequence: str) -> None:
     """Raise KeyError for those of ``keys`` that were not found."""
     missing = [key for key in keys if key not in found]
     if missing:
-        raise KeyError(f"the index does not hold {some(missing)}; nothing was changed")
+        raise KeyError(f"the index does not hold {some(missing)}; {consequence}")
 
 
 def chunked(connection: sqlite3.Connection, query: str, values: Sequence[Key]) -> Iterator[Any]:

@@ -57,7 +57,12 @@ def pack(meta: dict[str, Any], sections: Sequence[Bytes]) -> list[Bytes]:
 
 def as_name(argument: str, path: FilePath) -> str:
     """Return the path that was given as ``argument`` as a str."""
-    name = os.fsdecode(path)
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(
+            f"{argument} must be a str, bytes or os.PathLike, got {path!r} ({type(path).__name__})"
+        ) from None
     if "\0" in name:
         raise ValueError(f"{argument} must have no NUL, which ends the names of files, got {name!r}")
     return name

@@ -173,7 +173,7 @@ class Truth(Reading):
         return self._database.write(work)
 
     def update_metadata(self, keys: object, metadata: object, *, replace: bool = False) -> int:
-        """Merge a dict into the metadata of each key, as ``dict.update`` does, or put it in their place.
+        """Merge dicts, one for each key, into their metadata, as ``dict.update`` does, or put them in its place.
 
         None leaves a row's metadata as it is, or with ``replace`` takes it away. KeyError names keys that are not held.
         """
@@ -245,7 +245,7 @@ class Truth(Reading):
     def _held_ids(self, connection: sqlite3.Connection, keys: list[Any]) -> list[int]:
         """Return the ids of ``keys``; KeyError names those that are not held."""
         found = self._ids(connection, keys)
-        refuse_missing(keys, found)
+        refuse_missing(keys, found, "nothing was changed")
         return [found[key] for key in keys]
 
 
