@@ -200,7 +200,10 @@ def _masks(like: Tensor, rows: int, columns: int, tile: int, summed: bool, turne
     pieces = like.new_zeros(sum(lengths), dtype=torch.int32).split(lengths)
     verdicts = like.new_empty((rows if summed else 0, columns))
     verdicts_turned = verdicts if shared else like.new_empty((columns if summed else 0, rows))
-    return Masks(*(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)), verdicts, verdicts_turned)
+    doubtful, doubtful_turned, dense, counts, counts_turned = (
+        piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)
+    )
+    return Masks(doubtful, doubtful_turned, dense, counts, counts_turned, verdicts, verdicts_turned)
 
 
 def add_dense(masks: Masks, own: Part, other: Part, frame: Frame, config: Config) -> None:
