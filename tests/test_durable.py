@@ -229,6 +229,28 @@ def test_a_comparison_with_values_of_another_kind_is_told(index: DurableIndex, k
             assert index.range_search(ROWS[0], 1e6, where=where).keys.tolist() == []
 
 
+def test_an_engine_can_be_asked_for(folder: Path, kind: str) -> None:
+    rows = gaussian(2500, 6)
+    keys = named(kind, range(2500))
+    with Index.open(folder, 6, key_kind=kind) as index:
+        index.add(keys, rows, [{"n": n} for n in range(2500)])
+        index.build()
+        for where, first in ((None, 0), (keys[1000:], 1000), (col("n") >= 1000, 1000)):
+            exact = index.search(rows[first : first + 50], 5, engine="exact", where=where)
+            assert exact.keys[:, 0].tolist() == keys[first : first + 50]
+            np.testing.assert_array_equal(
+                exact.keys, index.search(rows[first : first + 50], 5, exact=True, where=where)[0]
+            )
+            found = index.search(rows[first : first + 50], 5, engine="graph", where=where)
+            assert (found.keys == exact.keys).mean() > 0.8
+        index.remove(keys[:1000])
+        index.build()
+        with pytest.raises(ValueError, match=r"^engine='graph' needs a graph.* build\(\), .* more than 2,000"):
+            index.search(rows[0], 5, engine="graph")
+        with pytest.raises(ValueError, match=r"^exact=True and engine='graph' exclude each other"):
+            index.search(rows[0], 5, exact=True, engine="graph")
+
+
 def test_where(index: DurableIndex, kind: str) -> None:
     keys = named(kind, range(200))
     index.add(keys[:150], ROWS[:150], [{"n": n, "odd": bool(n % 2)} for n in range(150)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -78,9 +79,79 @@ def test_the_engines_agree(parts: tuple[Index, dict[int, Any]]) -> None:
         np.testing.assert_array_equal(index.search(queries[one], 10, ef=300).keys, walked.keys[one])
 
 
+def test_an_engine_can_be_asked_for(parts: tuple[Index, dict[int, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    index, held = parts
+    queries = clustered(70, 12, seed=8)  # a batch
+    main = index._state.main
+    assert main is not None
+    segment, curve, walked = main.segment, main.segment.curve, []
+    options: dict[str, Any]
+    assert curve is not None
+
+    class Walker:
+        def graph_search(self, queries: Any, k: int, expansion: int, *rest: Any) -> Any:
+            walked.append(expansion)
+            return segment.rows.graph_search(queries, k, expansion, *rest)
+
+    monkeypatch.setattr(segment, "walker", Walker())
+    # Looking at all rows is faster.
+    monkeypatch.setattr(segment, "curve", dataclasses.replace(curve, exact_batch_seconds=1e-12, _walks={}))
+    reached = next(point.ef for point in curve.points[10] if point.recall >= 0.905)
+    for where in (None, list(held)[::2], list(held)[:1]):
+        keys, _ = brute_force(index, held, queries, None if where is None else set(where))
+        count = min(10, keys.shape[1])
+        for options in ({}, {"exact": True}, {"engine": "exact"}, {"exact": True, "engine": "exact"}):
+            found = index.search(queries, 10, where=where, **options).keys
+            np.testing.assert_array_equal(found[:, :count], keys[:, :count])
+        assert walked == []
+        among = np.isin(main.keys(), list(held) if where is None else where).sum()
+        for options, expansion in (
+            ({"recall": 0.9}, min(int(reached * len(segment) / among), len(segment))),
+            ({"recall": 1}, min(int(curve.points[10][-1].ef * len(segment) / among), len(segment))),
+            ({"ef": 200}, 200),
+        ):
+            found = index.search(queries, 10, where=where, engine="graph", **options).keys
+            assert (found[:, :count, None] == keys[:, None, :count]).any(axis=2).mean() > 0.8
+            assert walked.pop() in range(expansion - 1, expansion + 2)
+            assert walked == []
+
+
+def test_an_engine_is_asked_for_by_many_threads_while_rows_come_and_go() -> None:
+    rows, failures = clustered(COUNT + 2000, 12), []
+    index = Index(12, "l2sq", "f32")
+    index.add(range(COUNT), rows[:COUNT])
+    index.build()
+    ended = threading.Event()
+
+    def ask(engine: Any) -> None:
+        try:
+            while not ended.is_set():
+                found = index.search(rows[:80], 3, engine=engine, where=range(0, COUNT, 2)).keys
+                assert (found >= 0).all()
+                assert (found % 2 == 0).all()
+                assert engine == "graph" or (found[::2, 0] == range(0, 80, 2)).all()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask, args=(engine,)) for engine in ("graph", "exact", "graph", None)]
+    for thread in threads:
+        thread.start()
+    try:
+        for begin in range(COUNT, COUNT + 2000, 500):
+            index.add(range(begin, begin + 500), rows[begin : begin + 500])
+            index.remove(range(begin, begin + 100))
+            index.build()
+            index.tune(rows[:100])
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
 @pytest.mark.filterwarnings("ignore:where marks")
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.05, 0.6])
-@pytest.mark.parametrize("options", [{"ef": 12}, {"exact": True}, {}])
+@pytest.mark.parametrize("options", [{"ef": 12}, {"exact": True}, {"engine": "graph"}, {}])
 def test_filters(parts: tuple[Index, dict[int, Any]], share: float, options: dict[str, Any]) -> None:
     index, held = parts
     rng = np.random.default_rng(1)
@@ -163,10 +234,21 @@ def test_radius_of_an_empty_index() -> None:
         (
             lambda index, q: index.search(q, 1, exact=True, ef=64),
             ValueError,
-            "exclude .* got exact=True and ef=64: leave",
+            "^exact=True and ef=64 exclude each other: leave",
         ),
-        (lambda index, q: index.search(q, 1, exact=True, recall=0.9), ValueError, "got recall=0.9 and exact=True"),
-        (lambda index, q: index.search(q, 1, recall=0.9, ef=64), ValueError, "got recall=0.9 and ef=64"),
+        (lambda index, q: index.search(q, 1, exact=True, recall=0.9), ValueError, "^recall=0.9 and exact=True exclude"),
+        (lambda index, q: index.search(q, 1, recall=0.9, ef=64), ValueError, "^recall=0.9 and ef=64 exclude"),
+        (
+            lambda index, q: index.search(q, 1, exact=True, engine="graph"),
+            ValueError,
+            "^exact=True and engine='graph' exclude",
+        ),
+        (lambda index, q: index.search(q, 1, ef=64, engine="exact"), ValueError, "^ef=64 and engine='exact' exclude"),
+        (lambda index, q: index.search(q, 1, recall=0.9, engine="exact"), ValueError, "^recall=0.9 and engine='exact'"),
+        (lambda index, q: index.search(q, 1, engine="hnsw"), ValueError, "engine must be one of 'exact', 'graph'"),
+        (lambda index, q: index.search(q, 1, engine=True), ValueError, "engine must be one of .*, got True"),
+        (lambda index, q: index.search(q, 1, engine="graph"), ValueError, r"^engine='graph' needs .* build\(\)"),
+        (lambda index, q: index.search(q, 1, engine="graph", ef=9), ValueError, "^engine='graph' needs a graph"),
         (lambda index, q: index.search(), TypeError, r"^Index\.search\(\) missing"),
         (lambda index, q: index.search(q, 1, where="year > 2000"), TypeError, r'written mmfast\.col\("year"\) > 2000'),
         (lambda index, q: index.search(q, 1, where=col("a") > 1), TypeError, r"^where.*> 1\); .*mmfast\.Index\.open"),
@@ -464,8 +546,11 @@ def test_the_choice_of_an_engine() -> None:
         (1, 100, 0.9, 1.0): 200,
         (1, 200, 0.9, 1.0): 400,
     }.items():
-        assert curve.choose(queries, k, recall, share) == expected
-        assert curve.choose(queries, k, recall, share) == expected  # remembered
+        walk = curve.walk(queries, k, recall)
+        assert (walk.candidates(k, share) if share > walk.least_share else None) == expected
+        assert curve.walk(queries, k, recall) is walk  # remembered
+    assert curve.walk(1000, 10, 0.98).ef == curve.walk(1, 10, 1).ef == 40  # as far as was measured
+    assert curve.walk(1000, 100, 0.9).candidates(100, 1) == 200
 
 
 def test_a_graph_in_pieces_finds_as_many_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -168,6 +168,7 @@ class DurableIndex(Following):
         recall: float | None = None,
         exact: bool = False,
         ef: int | None = None,
+        engine: Literal["exact", "graph"] | None = None,
         where: object = None,
     ) -> SearchResult:
         """Find the ``k`` nearest rows of each query, as :meth:`mmfast.Index.search` does.
@@ -180,7 +181,8 @@ class DurableIndex(Following):
         """
         self._refresh()
         self._know_names()
-        found = self._engine.search(queries, k, recall=recall, exact=exact, ef=ef, where=self._where(where))
+        allowed = self._where(where)
+        found = self._engine.search(queries, k, recall=recall, exact=exact, ef=ef, engine=engine, where=allowed)
         try:
             return SearchResult(self._keys_of(found.keys), found.distances)
         except MemoryError as error:

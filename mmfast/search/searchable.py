@@ -5,7 +5,7 @@ A search takes the present state (:mod:`mmfast.search.state`), which never chang
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ import torch
 
 from mmfast.search import arrays, misuse, searching
 from mmfast.search.filters import Filter
+from mmfast.search.graph import EXACT_ROWS
 from mmfast.search.results import RangeResult, SearchResult, too_many
-from mmfast.search.settings import Made, check_bool, check_fraction, check_int, check_key, check_radius
+from mmfast.search.settings import Made, check_bool, check_choice, check_fraction, check_int, check_key, check_radius
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
 
@@ -34,6 +35,7 @@ class Searchable(Made):
         recall: float | None = None,
         exact: bool = False,
         ef: int | None = None,
+        engine: Literal["exact", "graph"] | None = None,
         where: object = None,
     ) -> SearchResult:
         """Find the ``k`` nearest rows of each query, nearest first.
@@ -53,6 +55,10 @@ class Searchable(Made):
             of them and for ``recall=1``.
         ef : int, optional
             Candidates kept while walking the graph, likewise. Of the three one at most is to be given.
+        engine : {"exact", "graph"}, optional
+            The engine, in place of the one that takes less time: "exact" is ``exact=True``; "graph" walks the graph,
+            with ``ef`` candidates, or the fewest that reached ``recall`` when it was measured, or else the most that
+            were. Rows added since the graph was built are searched exactly, and so is what a walk finds too few of.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed, once or
             more often. As many of them as there are, up to k, are found; a mask that marks none of those held is
@@ -66,7 +72,8 @@ class Searchable(Made):
         Raises
         ------
         TypeError, ValueError
-            As :meth:`add` does for vectors, or if another argument is none of the above.
+            As :meth:`add` does for vectors, if another argument is none of the above, or if the engine is to be
+            "graph" while there is none.
         MemoryError
             If there is no room for k neighbours of each query.
 
@@ -82,10 +89,15 @@ class Searchable(Made):
         array([[2, 0]])
         """
         k = check_int("k", k, 1, 2**31 - 1)
-        options = _options(recall, exact, ef)
+        options = _options(recall, exact, ef, engine)
         asked, single, threads = self._queries(queries)
         misuse.refuse_condition(where)
         allowed, state = Filter.of(where), self._state
+        if engine == "graph" and (state.main is None or state.main.segment.walker is None):
+            raise ValueError(
+                "engine='graph' needs a graph, and the index has none yet: call build(), which makes one of more than "
+                f"{EXACT_ROWS:,} different vectors"
+            )
         try:
             keys, distances = searching.nearest(state, asked, k, options, allowed, threads)
         except MemoryError as error:
@@ -270,17 +282,23 @@ class Searchable(Made):
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
 
 
-def _options(recall: float | None, exact: bool, ef: int | None) -> searching.Options:
-    """Return how to search; of the three one at most is given."""
+def _options(
+    recall: float | None, exact: bool, ef: int | None, engine: Literal["exact", "graph"] | None
+) -> searching.Options:
+    """Return how to search; of recall, ef and the exact engine one at most is given."""
     if ef is not None:
         ef = check_int("ef", ef, 1, 2**31 - 1)
     wanted = _RECALL if recall is None else check_fraction("recall", recall)
     check_bool("exact", exact)
-    effort = {"recall": recall, "exact": exact or None, "ef": ef}
-    given = [f"{name}={value}" for name, value in effort.items() if value is not None]
+    effort: dict[str, object] = {"recall": recall, "exact": exact or None, "ef": ef}
+    if engine is not None:
+        check_choice("engine", engine, ("exact", "graph"))
+        if exact != (engine == "exact"):  # else it says the same, or goes with recall or ef
+            effort["engine"] = engine
+    given = [f"{name}={value!r}" for name, value in effort.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"recall, exact and ef exclude each other, got {' and '.join(given)}: leave all but one out")
-    return searching.Options(wanted, exact, ef)
+        raise ValueError(f"{' and '.join(given)} exclude each other: leave all but one out")
+    return searching.Options(wanted, "exact" if exact else engine, ef)
 
 
 for _method in (Searchable.search, Searchable.range_search, Searchable.get, Searchable.tune):

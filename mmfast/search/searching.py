@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ class Options(NamedTuple):
     """How to search."""
 
     recall: float
-    exact: bool
+    engine: Literal["exact", "graph"] | None
     expansion: int | None
 
 
@@ -80,14 +80,19 @@ def _nearest_of(
 
 def _expansion(segment: Segment, queries: int, k: int, options: Options, rows: Allowed | None) -> int | None:
     """Return how many candidates a walk is to keep; None: all rows are to be looked at."""
-    if options.exact or segment.walker is None:
+    if options.engine == "exact" or segment.walker is None:
         return None
     if options.expansion is not None:
         return options.expansion
-    share = rows.share if rows else 1
-    if segment.curve is None or options.recall >= 1 or k >= share * len(segment):
+    if segment.curve is None:
         return None
-    return segment.curve.choose(queries, k, options.recall, share)
+    walk = segment.curve.walk(queries, k, options.recall)
+    share = rows.share if rows else 1
+    if options.engine == "graph":
+        return min(walk.candidates(k, max(share, 1 / len(segment))), len(segment))
+    if options.recall >= 1 or k >= share * len(segment) or share <= walk.least_share:
+        return None
+    return walk.candidates(k, share)
 
 
 def within(state: State, queries: Queries, radius: float, allowed: Filter | None, threads: int) -> RangeResult:

@@ -7,6 +7,7 @@ exact engine where that is faster.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ _BITS = (4, 8, 64)
 _COMPARED = 48  # candidates of the walks by which these are compared
 _MARGIN = 0.005  # one standard error of a recall measured with 256 queries
 _SINGLE = 48  # queries timed one at a time
-_REMEMBERED = 1000  # choices
+_REMEMBERED = 1000  # walks
 _MANY = 64  # queries in a call: from here on they count as a batch
 
 
@@ -36,6 +37,18 @@ class Point(NamedTuple):
     single_seconds: float  # for a query by itself
 
 
+class Walk(NamedTuple):
+    """How to walk for a recall, and from where on that is faster than to look at all rows."""
+
+    ef: int
+    factor: float  # of what was measured, for more neighbours
+    least_share: float  # a walk is faster where more than this share of the rows may be found
+
+    def candidates(self, k: int, share: float) -> int:
+        """Return how many to keep where a share of the rows may be found: a walk meets as many others."""
+        return max(int(self.ef * (self.factor / share)), k)
+
+
 @dataclass(frozen=True)
 class Curve:
     """The points for each number of neighbours, reached by so many bits of a feature, and the exact engine's time."""
@@ -44,35 +57,28 @@ class Curve:
     bits: int
     exact_batch_seconds: float
     exact_single_seconds: float
-    _chosen: dict[tuple[bool, int, float], int | None] = field(default_factory=dict, compare=False, repr=False)
+    _walks: dict[tuple[bool, int, float], Walk] = field(default_factory=dict, compare=False, repr=False)
 
-    def choose(self, queries: int, k: int, recall: float, share: float) -> int | None:
-        """Choose with how many candidates to walk, for a number of queries; None: the exact engine is to search.
+    def walk(self, queries: int, k: int, recall: float) -> Walk:
+        """Return how to walk for a number of queries: as far as was measured, where nothing reached the recall."""
+        asked = (queries >= _MANY, k, recall)
+        walk = self._walks.get(asked)  # another thread may empty it at any time
+        if walk is None:
+            if len(self._walks) >= _REMEMBERED:
+                self._walks.clear()
+            walk = self._walks[asked] = self._plan(*asked)
+        return walk
 
-        A ``share`` of the rows may be found: a walk meets as many others, and the exact engine looks at no others.
-        """
-        batch = queries >= _MANY
-        if share < 1:
-            return self._choose(batch, k, recall, share)
-        asked = (batch, k, recall)
-        try:  # another thread may empty it at any time
-            return self._chosen[asked]
-        except KeyError:
-            if len(self._chosen) >= _REMEMBERED:
-                self._chosen.clear()
-            chosen = self._chosen[asked] = self._choose(batch, k, recall, 1)
-            return chosen
-
-    def _choose(self, batch: bool, k: int, recall: float, share: float) -> int | None:
+    def _plan(self, batch: bool, k: int, recall: float) -> Walk:
         measured = next((each for each in _K if k <= each), _K[-1])
-        factor = max(k / measured, 1) / share
-        exact = (self.exact_batch_seconds if batch else self.exact_single_seconds) * share
+        factor = max(k / measured, 1)
+        exact = self.exact_batch_seconds if batch else self.exact_single_seconds
         for point in self.points[measured]:
-            if point.recall < min(recall + _MARGIN, 1):
-                continue
-            walk = (point.batch_seconds if batch else point.single_seconds) * factor
-            return max(int(point.ef * factor), k) if walk < exact else None
-        return None
+            if point.recall >= min(recall + _MARGIN, 1):
+                # Among a share of the rows the exact engine takes that share of its time, and a walk 1 / share of its.
+                seconds = (point.batch_seconds if batch else point.single_seconds) * factor
+                return Walk(point.ef, factor, math.sqrt(seconds / exact))
+        return Walk(self.points[measured][-1].ef, factor, math.inf)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` takes."""
