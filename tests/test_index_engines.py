@@ -656,7 +656,7 @@ def test_walks_ask_a_mask_for_the_keys_they_meet(bits: int) -> None:
     mask = np.random.default_rng(0).random(3 * COUNT - 900) < 0.4  # the last keys are beyond it
     allowed = Allowed(part, Filter(mask=mask))
     assert allowed.key_mask is not None
-    assert abs(allowed.share - allowed.count / COUNT) < 0.05
+    assert abs(allowed.share(0.1) - allowed.count / COUNT) < 0.05
     exact = index.search(queries, 10, where=mask, exact=True)
     for options in ({"ef": 10}, {"ef": 80}, {"recall": 0.9}):
         found = index.search(queries, 10, where=mask, **options)
@@ -672,6 +672,36 @@ def test_walks_ask_a_mask_for_the_keys_they_meet(bits: int) -> None:
     np.testing.assert_array_equal(
         index.search(queries, 5, where=everything, ef=50).keys, index.search(queries, 5, ef=50).keys
     )
+
+
+@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize("spread", [1, 100])  # of keys: too far apart for a mask by key
+def test_few_rows_are_told_from_many_without_a_count(spread: int, removed: bool) -> None:
+    index = Index(4)
+    index.add(np.arange(COUNT) * spread, gaussian(COUNT, 4))
+    index.build()
+    if removed:
+        index.remove(np.arange(0, COUNT, 50) * spread)
+    (part,) = index._state.parts()
+    rng = np.random.default_rng(0)
+    for share in (0, 0.001, 0.01, 0.04, 0.1, 0.3, 0.8, 1):
+        mask = np.repeat(rng.random(COUNT) < share, spread)
+        listed = np.flatnonzero(mask[::spread]) * spread
+        for filter_ in (Filter(mask=mask), Filter(keys=listed), Filter(keys=np.repeat(listed, 2))):
+            known = Allowed(part, filter_).count / COUNT
+            assert Allowed(part, filter_).share(0) == pytest.approx(known, abs=0.05)
+            for enough in (0.02, 0.2, 0.5, 0.99):
+                if abs(known - enough) > 0.05:  # what a sample may be off by
+                    assert (Allowed(part, filter_).share(enough) > enough) == (known > enough)
+    few = Allowed(part, Filter(keys=listed[:200]))
+    assert few.share(0.2) == 0.2
+    assert "mask" not in vars(few)  # no row was looked at
+    rare = np.zeros(spread * COUNT, dtype=np.bool_)
+    rare[:: 100 * spread] = True
+    looked = Allowed(part, Filter(mask=rare))
+    assert looked.share(0.2) == 0.2
+    assert "mask" not in vars(looked)
+    assert looked.share(0.05) == looked.count / COUNT
 
 
 def test_listed_keys_near_and_far() -> None:

@@ -128,16 +128,38 @@ class Allowed:
         return len(self._part.segment) if self.mask is None else int(np.count_nonzero(self.mask))
 
     @cached
-    def key_mask(self) -> tuple[Mask, float] | None:
-        """Return a mask by key that says the same, and its share of the rows, where a sample tells it."""
-        mask = self._filter.by_key(self._part.segment) if self._filter else None
-        if mask is None or self._part.alive is not None:
+    def _sample(self) -> tuple[Mask, int] | None:
+        """Return a mask by key, and how many of the segment's sampled keys it allows."""
+        segment = self._part.segment
+        mask = self._filter.by_key(segment) if self._filter else None
+        if mask is None:
             return None
-        keys = self._part.segment.sampled_keys
-        found = int(np.count_nonzero(mask[keys[keys < len(mask)]]))
-        return (mask, found / len(keys)) if found >= _LEAST_ALLOWED else None
+        keys = segment.sampled_keys
+        if segment.largest_key >= len(mask):
+            keys = keys[keys < len(mask)]
+        return mask, int(np.count_nonzero(mask.take(keys, mode="clip")))  # clip: in less time
 
     @property
-    def share(self) -> float:
-        """Return the share of the rows that may be found, or what a sample says of it."""
-        return self.key_mask[1] if self.key_mask else self.count / len(self._part.segment)
+    def key_mask(self) -> Mask | None:
+        """Return a mask by key that says the same, where a sample tells its share of the rows."""
+        if self._part.alive is not None or (sample := self._sample) is None:
+            return None
+        mask, found = sample
+        return mask if found >= _LEAST_ALLOWED else None
+
+    def share(self, enough: float) -> float:
+        """Return the share of the rows that may be found, or what a sample says of it.
+
+        Where it is at most ``enough``, that may be returned in its place, as soon as it is known.
+        """
+        segment, listed = self._part.segment, self._filter.keys if self._filter else None
+        if listed is not None and len(listed) <= enough * len(segment):
+            return enough
+        if (sample := self._sample) is not None:
+            found, sampled = sample[1], len(segment.sampled_keys)
+            if found >= _LEAST_ALLOWED:
+                if self._part.alive is None:
+                    return found / sampled
+            elif enough * sampled >= 2 * _LEAST_ALLOWED:  # of twice as many a sample does not hold so few
+                return enough
+        return self.count / len(segment)

@@ -19,7 +19,8 @@ from mmfast.search.settings import Made, check_bool, check_choice, check_fractio
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
 
-_RECALL = 0.95  # where nothing is asked for
+_RECALL = 0.95
+_DEFAULT = searching.Options(_RECALL, None, None)  # where nothing is asked for
 
 
 class Searchable(Made):
@@ -286,6 +287,10 @@ def _options(
     recall: float | None, exact: bool, ef: int | None, engine: Literal["exact", "graph"] | None
 ) -> searching.Options:
     """Return how to search; of recall, ef and the exact engine one at most is given."""
+    if (
+        recall is None and exact is False and ef is None and engine is None
+    ):  # what most are; the rest takes a microsecond
+        return _DEFAULT
     if ef is not None:
         ef = check_int("ef", ef, 1, 2**31 - 1)
     wanted = _RECALL if recall is None else check_fraction("recall", recall)

@@ -64,7 +64,7 @@ def _nearest_of(
         keys, distances = segment.rows.search(queries, k, rows.mask if rows else None, ranked, threads)
         return keys, distances
     bits = segment.curve.bits if segment.curve else 8
-    by_key = rows.key_mask[0] if rows and rows.key_mask and segment.native is None else None
+    by_key = rows.key_mask if rows and segment.native is None else None
     mask = rows.mask if rows and by_key is None else None
     keys, distances, complete = segment.walker.graph_search(
         queries, k, max(expansion, k), bits, mask, ranked, threads, by_key
@@ -87,12 +87,13 @@ def _expansion(segment: Segment, queries: int, k: int, options: Options, rows: A
     if segment.curve is None:
         return None
     walk = segment.curve.walk(queries, k, options.recall)
-    share = rows.share if rows else 1
     if options.engine == "graph":
-        return min(walk.candidates(k, max(share, 1 / len(segment))), len(segment))
-    if options.recall >= 1 or k >= share * len(segment) or share <= walk.least_share:
+        share = max(rows.share(0), 1 / len(segment)) if rows else 1
+        return min(walk.candidates(k, share), len(segment))
+    if options.recall >= 1 or walk.least_share >= 1:
         return None
-    return walk.candidates(k, share)
+    share = rows.share(walk.least_share) if rows else 1
+    return walk.candidates(k, share) if share > walk.least_share and k < share * len(segment) else None
 
 
 def within(state: State, queries: Queries, radius: float, allowed: Filter | None, threads: int) -> RangeResult:
