@@ -229,6 +229,17 @@ def test_a_comparison_with_values_of_another_kind_is_told(index: DurableIndex, k
             assert index.range_search(ROWS[0], 1e6, where=where).keys.tolist() == []
 
 
+def test_a_mask_of_integers_is_not_taken_for_keys(index: DurableIndex, kind: str) -> None:
+    keys = named(kind, range(3))
+    index.add(keys, ROWS[:3], [{"n": n} for n in range(3)])
+    error = ValueError if kind == "int" else TypeError
+    for ask in (index.search, index.range_search):
+        with pytest.raises(error, match=r"^where.* must"):
+            ask(ROWS[0], 3, where=np.array([0, 1, 1]))
+    for where in ([keys[0]] * 3, [keys[0], keys[1], keys[1]]) if kind == "str" else (col("n") < 2, np.array([0, 1])):
+        assert set(index.search(ROWS[0], 3, where=where).keys.tolist()) - {-1, None} <= set(keys[:2])
+
+
 def test_an_engine_can_be_asked_for(folder: Path, kind: str) -> None:
     rows = gaussian(2500, 6)
     keys = named(kind, range(2500))

@@ -713,6 +713,24 @@ def test_listed_keys_near_and_far() -> None:
         assert set(found[found >= 0].tolist()) == set(where) & {0, 1, 2, 10**12, 2**63 - 2}
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
+def test_a_mask_of_integers_is_not_taken_for_keys(dtype: Any) -> None:
+    index = Index(2)
+    index.add(range(6), gaussian(6, 2))
+    index.remove(5)
+    marks = np.array([0, 1, 1, 0, 1], dtype=dtype)
+    for where in (marks, torch.from_numpy(marks), marks.tolist(), marks * 0, marks * 0 + 1):
+        for ask in (lambda where=where: index.search(np.ones(2), 5, where=where),
+                    lambda where=where: index.range_search(np.ones(2), 9.0, where=where)):  # fmt: skip
+            with pytest.raises(ValueError, match=r"^where must .* got 5 integers.* pass booleans .* or each key once$"):
+                ask()
+    for where in (marks[:4], np.append(marks, marks), marks.astype(bool), marks + marks, set(marks.tolist()), [0, 1]):
+        index.search(np.ones(2), 5, where=where)
+    pair = Index(2)
+    pair.add([0, 1], np.eye(2))
+    assert pair.search(np.ones(2), 2, where=np.array([0, 1], dtype=dtype)).keys.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("scale", [1e-40, 1e-37, 1e-30, 1e18])
 def test_the_length_of_a_query_does_not_matter_to_a_cosine(scale: float) -> None:
     index = Index(16, "cos", "f32")

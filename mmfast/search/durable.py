@@ -108,7 +108,7 @@ class DurableIndex(Following):
             ids = self._truth.ids(where)
         except (TypeError, ValueError) as error:
             raise (TypeError if isinstance(error, TypeError) else ValueError)(f"where: {error}") from None
-        return ids[ids >= 0]
+        return np.unique(ids[ids >= 0])
 
     # What a user calls
 

@@ -45,7 +45,7 @@ class Filter:
 
     def by_key(self, segment: Segment) -> Mask | None:
         """Return a mask by key, None where the keys listed lie too far apart for one."""
-        if self.keys is None or self.is_empty() or self._largest >= _MASK_BYTES * len(segment):
+        if self.keys is None or self.is_empty() or self.largest >= _MASK_BYTES * len(segment):
             return self.mask
         return self._marks
 
@@ -70,13 +70,14 @@ class Filter:
         return allowed
 
     @cached
-    def _largest(self) -> int:
+    def largest(self) -> int:
+        """Return the largest of the keys listed, of which there are some."""
         assert self.keys is not None
         return int(self.keys.max())
 
     @cached
     def _marks(self) -> Mask:
-        marks = np.zeros(self._largest + 1, dtype=np.bool_)
+        marks = np.zeros(self.largest + 1, dtype=np.bool_)
         marks[self.keys] = True
         return marks
 

@@ -35,6 +35,16 @@ def refuse_text(where: object) -> None:
         raise TypeError(f"where must be a condition, got the column {where!r}: compare it, as in {where!r} == True")
 
 
+def refuse_mask_of_integers(allowed: Filter | None, state: State) -> None:
+    """Refuse a mask by row that is not of bool: it would be read as the keys 0 and 1, over and over."""
+    keys = allowed.keys if allowed else None
+    if allowed and keys is not None and len(keys) > 2 and allowed.largest <= 1 and len(keys) == state.size():
+        raise ValueError(
+            f"where must list keys or be a mask of bool, got {len(keys):,} integers, one for each row, that are all 0 "
+            "or 1: pass booleans for a mask, which is read by key, where[key], or each key once"
+        )
+
+
 def warn_of_mask(allowed: Filter, state: State) -> None:
     """Warn of a mask that allows none of the rows held; it may have been made by row."""
     mask = allowed.mask

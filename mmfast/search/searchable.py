@@ -63,7 +63,7 @@ class Searchable(Made):
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed, once or
             more often. As many of them as there are, up to k, are found; a mask that marks none of those held is
-            warned of.
+            warned of, and one of the integers 0 and 1, for each row, refused.
 
         Returns
         -------
@@ -94,6 +94,7 @@ class Searchable(Made):
         asked, single, threads = self._queries(queries)
         misuse.refuse_condition(where)
         allowed, state = Filter.of(where), self._state
+        misuse.refuse_mask_of_integers(allowed, state)
         if engine == "graph" and (state.main is None or state.main.segment.walker is None):
             raise ValueError(
                 "engine='graph' needs a graph, and the index has none yet: call build(), which makes one of more than "
@@ -139,6 +140,7 @@ class Searchable(Made):
         asked, _, threads = self._queries(queries)
         misuse.refuse_condition(where)
         allowed, state = Filter.of(where), self._state
+        misuse.refuse_mask_of_integers(allowed, state)
         found = searching.within(state, asked, radius, allowed, threads)
         if allowed and not len(found.keys):
             misuse.warn_of_mask(allowed, state)
