@@ -231,15 +231,12 @@ def test_the_device_decides_the_configuration(monkeypatch: pytest.MonkeyPatch) -
     assert configs.architecture(torch.empty(0)) == "interpreter"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["screen", "products"])
-def test_every_alternative_of_the_autotuner(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, warps and stages are nothing: those that take unlike numbers of features or rows at a time."""
-    others = "other_screens" if kernel == "screen" else "other_products"
-    parts = {part.block_k: part for config in CONFIGS.values() for part in getattr(config, others)}
-    for part in parts.values():
-        monkeypatch.setattr(host, "config_for", mock.Mock(return_value=CONFIGS["sm_80"]._replace(**{kernel: part})))
-        assert_exact(problem(140, 130, classes=20, margin=1.9))
+@pytest.mark.parametrize("kernel", ["screen", "refine", "products"])
+def test_every_alternative_of_the_autotuner_is_interpreted(kernel: str) -> None:
+    """In what some configuration chooses: interpreted, warps and stages are nothing, and blocks are what is left."""
+    chosen = {getattr(config, kernel).block_k for config in CONFIGS.values()}
+    others = {"screen": "other_screens", "refine": "other_refines", "products": "other_products"}[kernel]
+    assert {part.block_k for config in CONFIGS.values() for part in getattr(config, others)} <= chosen
 
 
 @pytest.fixture
@@ -368,8 +365,8 @@ def test_nothing_beyond_a_tensor_is_read_or_written(
 @pytest.mark.slow
 def test_the_screen_decides_as_float64_does(seen: list[Any]) -> None:
     """Every pair that the masks call certain, or leave out, against its distance."""
-    for case in range(4):
-        p = cast(problem(90, 2 ** (case + 1), classes=45, seed=case), torch.float32)
+    for case in range(2):
+        p = cast(problem(90, 4 ** (case + 1), classes=45, seed=case), torch.float32)
         if case % 2:  # rows of unlike norms, and a common offset
             p["embeddings"] = p["embeddings"] * torch.logspace(-1, 1, 90)[:, None] + 3
         d2 = torch.cdist(
@@ -418,7 +415,7 @@ def test_residuals_that_meet_the_bounds_prove_nothing(below: bool, seen: list[An
     x[:, 0] = torch.where(torch.arange(64) < 32, 1.0, -1.0)
     p = {"embeddings": x, "labels": torch.arange(64), "ref_emb": None, "ref_labels": None}
     d2 = torch.pdist(x.double()).square().unique()
-    for distance in d2[:: len(d2) // 4]:
+    for distance in d2[:: len(d2) // 2]:
         assert_exact({**p, "margin": float(distance) * (1 + 1e-9 if below else 1 - 1e-9)})
     assert seen
 
