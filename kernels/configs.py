@@ -137,7 +137,7 @@ CONFIGS: dict[str, Config] = {
     "sm_89": Config(128, 64, 64, **_COMMON | _SM_80 | {"pairs": Pairs(8, 128, 64, 2)}),  # with 64 words it spills
     "sm_90": Config(128, 128, 128, **_COMMON | _SM_90),
     "sm_100": Config(128, 128, 32, **_COMMON | _SM_100),
-    "sm_120": Config(128, 64, 64, **_COMMON | _SM_80 | {"rows": Rows(512, 256, 4)}),  # with fewer elements it spills
+    "sm_120": Config(128, 64, 64, **_COMMON | _SM_80 | {"rows": Rows(256, 256, 4)}),  # with fewer warps it spills
     "gfx942": Config(
         128,
         128,
