@@ -10,7 +10,10 @@
 #include <atomic>
 #include <limits>
 #include <optional>
+#include <string_view>
+#include <utility>
 
+#include "checksums.h"
 #include "pair_hinge.h"
 #include "prune.h"
 #include "tier.h"
@@ -81,6 +84,15 @@ double pair_hinge(const Array<T>& x, const Array<int64_t>& x_labels, const std::
   return double(T(mmfast::pair_hinge(problem)));  // rounded as the caller will; what overflows becomes infinite
 }
 
+// The number of texts and the sum of their checksums, or None.
+std::optional<std::pair<int64_t, uint64_t>> sum_of_texts(const py::bytes& ids, const py::bytes& texts, int64_t after) {
+  const std::string_view numbers = ids, all = texts;
+  const mmfast::WithoutGil released;
+  const auto found = mmfast::sum_of_texts(numbers, all, after);
+  if (!found) return std::nullopt;
+  return std::pair(found->count, found->sum);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -98,6 +110,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_tiers_available", &mmfast::available_tiers);
   m.def("select_cpu_tier", &mmfast::select_tier, py::arg("name"));
   m.def("enable_pruning", &mmfast::enable_pruning, py::arg("enabled"), "For measuring what pruning saves.");
+  m.def("sum_of_texts", &sum_of_texts, py::arg("ids"), py::arg("texts"), py::arg("after"));
   mmfast::bind_forks(m);
   mmfast::bind_search(m);
   mmfast::bind_vectors(m);

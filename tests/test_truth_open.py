@@ -102,9 +102,9 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not an mmfast index, but the SQLite database of another program"):
         Truth.open(other)
     connection = sqlite3.connect(tmp_path / "empty" / database.DATABASE)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(ValueError, match="has format version 2, but this mmfast reads version 1"):
+    with pytest.raises(ValueError, match="has format version 3, but this mmfast reads version 2"):
         Truth.open(tmp_path / "empty", SETTINGS)
 
 

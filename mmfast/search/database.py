@@ -293,6 +293,7 @@ _DAMAGE = (
     "no such",
     "Could not decode",
     "unsupported file format",
+    "JSON cannot hold BLOB values",
 )  # signs of it in operational errors, which are mostly others
 
 

@@ -139,7 +139,7 @@ class DurableIndex(Following):
             change = self._truth.upsert if replace else self._truth.add
 
             def apply() -> None:
-                ids = self._truth.ids(checked)
+                ids = checked if isinstance(checked, np.ndarray) else self._truth.ids(checked)
                 self._name(ids, checked)
                 self._engine._put_stored(ids, stored, threads)
 
@@ -156,7 +156,7 @@ class DurableIndex(Following):
         def work() -> None:
             self._afterwards(self._truth.remove(checked), self._follow)
 
-        uninterrupted(self._lock, work)
+        self._agreed(checked, lambda: uninterrupted(self._lock, work))
         self._engine._fold_in_background(torch.get_num_threads())
         return len(checked)
 
@@ -197,11 +197,13 @@ class DurableIndex(Following):
 
     def get(self, keys: object) -> npt.NDArray[np.float32]:
         """Return the vectors of keys, as :meth:`mmfast.Index.get` does."""
-        return arrays.widen(self._truth.get([keys] if isinstance(keys, str) else keys), self.dtype)
+        keys = [keys] if isinstance(keys, str) else keys
+        return arrays.widen(self._agreed(keys, lambda: self._truth.get(keys)), self.dtype)
 
     def metadata(self, keys: object) -> list[dict[str, Any] | None]:
         """Return the metadata of keys, None where there is none; KeyError names keys that are not held."""
-        return self._truth.metadata([keys] if isinstance(keys, str) else keys)
+        keys = [keys] if isinstance(keys, str) else keys
+        return self._agreed(keys, lambda: self._truth.metadata(keys))
 
     def update_metadata(self, keys: object, metadata: object, *, replace: bool = False) -> None:
         """Merge dicts, one for each key, into their metadata, as ``dict.update`` does, or put them in its place."""
@@ -211,7 +213,7 @@ class DurableIndex(Following):
         def work() -> None:
             self._afterwards(self._truth.update_metadata(keys, given, replace=replace), lambda: None)
 
-        uninterrupted(self._lock, work)
+        self._agreed(keys, lambda: uninterrupted(self._lock, work))
 
     def build(self) -> None:
         """Build a graph of all rows now, and write the snapshot; a reader builds one for itself."""
@@ -303,7 +305,10 @@ class DurableIndex(Following):
             key = check_key(key)
             if key is None:
                 return False
-        return key in self._truth
+        held = key in self._truth
+        if not held and self.key_kind == "int":
+            self._refuse_hidden(np.array([key], dtype=np.int64))
+        return held
 
     def __repr__(self) -> str:
         """Describe the index in one line."""

@@ -15,13 +15,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from mmfast.search import folding, storage
+from mmfast.search.arrays import examples
 from mmfast.search.database import DATABASE, damaged
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.progress import Bar
@@ -42,6 +43,9 @@ _ATTEMPTS = 10
 # What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _log = logging.getLogger("mmfast")
+
+
+_Answer = TypeVar("_Answer")
 
 
 class _Start(NamedTuple):
@@ -239,6 +243,34 @@ class Following(Made):
 
     # Keys and ids
 
+    def _agreed(self, keys: object, read: Callable[[], _Answer]) -> _Answer:
+        """Return what ``read`` returns or raises of ``keys``, once it is sure which of them are held.
+
+        A key that is an integer is its own id: where damage hides its row, the index in memory has it still.
+        """
+        try:
+            return read()
+        except KeyError:
+            checked = self._truth.check_keys(keys, distinct=False)
+            if isinstance(checked, np.ndarray):
+                self._refuse_hidden(checked)
+            raise
+
+    def _refuse_hidden(self, ids: npt.NDArray[np.int64]) -> None:
+        """Raise where the database holds others of ``ids`` than the index in memory."""
+        if (self._engine._state.held(ids) == self._truth.held(ids)).all():
+            return
+
+        def differing() -> npt.NDArray[np.int64]:
+            while True:
+                self._follow()
+                found: npt.NDArray[np.int64] = ids[self._engine._state.held(ids) != self._truth.held(ids)]
+                if self._truth.version == self._version:
+                    return found
+
+        if len(found := uninterrupted(self._lock, differing)):
+            raise damaged(self._folder / DATABASE, f"it does not find {examples(found)}, which it holds")
+
     def _name(self, ids: npt.NDArray[np.int64], keys: Any) -> None:
         """Remember the keys of new ids, where they are strings: before the engine has them, and for good."""
         if self._names is not None:
@@ -247,7 +279,7 @@ class Following(Made):
     def _read_names(self) -> None:
         """Read the keys of all ids that are held."""
         names = np.full(0, None, dtype=object) if self._names is None else self._names
-        for ids, keys in self._truth.names():
+        for ids, keys in self._truth.all_names():
             names = _with_names(names, ids, keys)
         self._names = names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from hashlib import blake2b
 from types import TracebackType
@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from mmfast.search.arrays import check_keys
 from mmfast.search.conditions import Condition, asked
+from mmfast.search.damage import Whole
 from mmfast.search.database import Database, damaged
 from mmfast.search.filters import Filter, RecentFilters
 from mmfast.search.records import Codec, Key, Keys, Record, chunked, refuse_missing
-from mmfast.search.schema import indexed_expression, read_state
+from mmfast.search.schema import State, indexed_expression, read_state
 from mmfast.search.values import KINDS
 from mmfast.search.verify import Problem, problems
 
@@ -37,6 +38,14 @@ class Changes(NamedTuple):
     stored: npt.NDArray[Any]  # (N, ndim) in the storage dtype
 
 
+class Held(NamedTuple):
+    """Where a key is held."""
+
+    id: int
+    key: Key
+    mark: int  # the lowest bit tells whether there is a document
+
+
 class Reading:
     """What a reader and the writer of a durable index have in common."""
 
@@ -46,6 +55,7 @@ class Reading:
         self._database = database
         self._codec = codec
         self._recent = RecentFilters()
+        self._whole = Whole(database.path, codec)
         self._key = "key" if self._codec.strings else "id"
         self._record = f"id, {self._key}, checksum, vector"
 
@@ -56,7 +66,7 @@ class Reading:
         with self._database.read() as connection:
             for record in chunked(connection, f"SELECT {self._record} FROM items WHERE {self._key} IN", wanted):
                 found[record[1]] = record
-        refuse_missing(wanted, found, "nothing returned")
+            self._refuse_missing(connection, wanted, found, "nothing returned")
         return self._codec.vectors([found[key] for key in wanted])
 
     def metadata(self, keys: object) -> list[dict[str, Any] | None]:
@@ -74,8 +84,10 @@ class Reading:
         """Return the ids of ``keys``, in their order, -1 for those that are not held."""
         wanted = self._codec.keys(keys, distinct=False)
         with self._database.read() as connection:
-            found = self._ids(connection, wanted)
-        return np.fromiter((found.get(key, -1) for key in wanted), np.int64, len(wanted))
+            found = self._held(connection, wanted)
+            if not all(key in found for key in wanted):
+                self._whole.check_names(connection)
+        return np.fromiter((found[key].id if key in found else -1 for key in wanted), np.int64, len(wanted))
 
     def filter(self, condition: Condition) -> Filter:
         """Return what lets the ids, ascending, of the rows pass whose metadata fulfils ``condition``.
@@ -87,25 +99,26 @@ class Reading:
         with self._database.read() as connection:
             paths = connection.execute("SELECT path FROM indexed").fetchall()
             expressions = {path: indexed_expression(path) for (path,) in paths if isinstance(path, str)}
-            version, count, _, _ = self._state(connection)
+            state = self._state(connection)
             try:
                 text, parameters = condition.sql(expressions)
                 wanted = blake2b(repr((text, parameters)).encode()).hexdigest()  # lists of values may be long
-                if (known := self._recent.get(wanted, version)) is not None:
+                if (known := self._recent.get(wanted, state.version)) is not None:
                     return known
                 # Also rows without metadata fulfil what holds for the absence of all columns.
                 (absent,) = connection.execute(f"SELECT {text} FROM (SELECT NULL AS metadata)", parameters).fetchone()
+                self._whole.check_documents(connection, by_column=not expressions.keys().isdisjoint(asked(condition)))
                 query = f"SELECT id FROM documents WHERE {text}"
-                if absent:
-                    query += " UNION ALL SELECT id FROM items WHERE id NOT IN (SELECT id FROM documents)"
                 ids = np.fromiter((number for (number,) in connection.execute(query, parameters)), np.int64)
             except (sqlite3.OperationalError, RecursionError) as error:
                 if not any(sign in str(error) for sign in ("too many", "too large", "overflow", "recursion")):
                     raise
                 raise ValueError(f"condition is too large for SQLite ({error}); use is_in for many values") from error
+            if absent and state.documents < state.items:
+                ids = np.concatenate([ids, self._undocumented(connection)])
         ids.sort()
         ids.flags.writeable = False
-        return self._recent.put(wanted, version, ids, count)
+        return self._recent.put(wanted, state.version, ids, state.items)
 
     def unknown(self, condition: Condition) -> str | None:
         """Say which columns of ``condition`` no row has, or has values in that can be compared; None where all are."""
@@ -138,11 +151,11 @@ class Reading:
     @property
     def version(self) -> int:
         """Return the number of changes so far."""
-        return self._now()[0]
+        return self._now().version
 
     def __len__(self) -> int:
         """Return the number of keys."""
-        return self._now()[1]
+        return self._now().items
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` is held."""
@@ -155,8 +168,14 @@ class Reading:
 
     def names(self) -> Iterator[tuple[npt.NDArray[np.int64], Keys]]:
         """Yield (ids, keys) in blocks, in the order of their ids."""
-        for ids, records in self._blocks(f"id, {self._key}", 10_000):
-            yield ids, self._codec.of_kind([key for _, key in records])
+        for ids, records in self._blocks(f"id, {self._key}, mark", 10_000):
+            self._codec.check_names(*zip(*records, strict=True))
+            yield ids, self._codec.of_kind([record[1] for record in records])
+
+    def all_names(self) -> Iterator[tuple[npt.NDArray[np.int64], list[str]]]:
+        """Yield (ids, keys) of all items in blocks, where keys are strings, in no order of ids and of one version."""
+        with self._database.read() as connection:
+            yield from self._whole.names(connection)
 
     def rows(self, block: int = 8192) -> Iterator[tuple[npt.NDArray[np.int64], Keys, npt.NDArray[Any]]]:
         """Yield (ids, keys, stored rows) in blocks, in the order of their ids.
@@ -174,8 +193,8 @@ class Reading:
         yet to come: a snapshot is then to be built anew.
         """
         with self._database.read() as connection:
-            version, total, _, trimmed = self._state(connection)
-            if not trimmed <= since <= version:
+            state = self._state(connection)
+            if not state.trimmed <= since <= state.version:
                 return None
             records = connection.execute(
                 f"SELECT {self._record} FROM items WHERE version > ? ORDER BY id", (since,)
@@ -187,17 +206,17 @@ class Reading:
         if not all(isinstance(number, int) for (number,) in gone):
             raise damaged(self._database.path, "its table of what was removed holds ids that are no integers")
         return Changes(
-            version,
-            total,
+            state.version,
+            state.items,
             np.fromiter((number for (number,) in gone), np.int64, len(gone)),
             np.fromiter((record[0] for record in records), np.int64, len(records)),
             self._codec.of_kind([record[1] for record in records]),
             self._codec.vectors(records),
         )
 
-    def check_keys(self, keys: object) -> Keys:
-        """Return distinct keys as an int64 array or a list of str."""
-        return self._codec.keys(keys, distinct=True) if self._codec.strings else check_keys(keys)
+    def check_keys(self, keys: object, *, distinct: bool = True) -> Keys:
+        """Return keys as an int64 array or a list of str."""
+        return self._codec.keys(keys, distinct=distinct) if self._codec.strings else check_keys(keys, distinct=distinct)
 
     def check_usable(self) -> None:
         """Raise ValueError where the folder is closed, RuntimeError where it was opened before a fork."""
@@ -212,7 +231,7 @@ class Reading:
     def check_count(self) -> None:
         """Raise where there are more or fewer items than the state counts, as damage to either leaves them."""
         with self._database.read() as connection:
-            _, total, _, _ = self._state(connection)
+            total = self._state(connection).items
             (items,) = connection.execute("SELECT COUNT(*) FROM items").fetchone()
         if items != total:
             raise damaged(self._database.path, f"it holds {items:,} items, and counts {total:,}")
@@ -235,28 +254,52 @@ class Reading:
         """Close the folder."""
         self.close()
 
-    def _now(self) -> tuple[int, int, int, int]:
+    def _now(self) -> State:
         with self._database.read() as connection:
             return self._state(connection)
 
-    def _state(self, connection: sqlite3.Connection) -> tuple[int, int, int, int]:
+    def _state(self, connection: sqlite3.Connection) -> State:
         return read_state(connection, self._database.path)
 
-    def _ids(self, connection: sqlite3.Connection, keys: list[Any], before: int | None = None) -> dict[Key, int]:
-        """Return the ids of those of ``keys`` that are held, or were before a version."""
-        condition = "" if before is None else f"version < {before} AND "
-        return dict(chunked(connection, f"SELECT {self._key}, id FROM items WHERE {condition}{self._key} IN", keys))
+    def _held(self, connection: sqlite3.Connection, keys: list[Any]) -> dict[Key, Held]:
+        """Return where those of ``keys`` are that are held."""
+        found = list(chunked(connection, f"SELECT id, {self._key}, mark FROM items WHERE {self._key} IN", keys))
+        if not found:
+            return {}
+        self._codec.check_names(*zip(*found, strict=True))
+        return {record[1]: Held._make(record) for record in found}
+
+    def _refuse_missing(
+        self, connection: sqlite3.Connection, keys: list[Any], found: Mapping[Key, object], consequence: str
+    ) -> None:
+        """Raise KeyError for those of ``keys`` that were not found, unless damage hides them."""
+        if not all(key in found for key in keys):
+            self._whole.check_names(connection)
+        refuse_missing(keys, found, consequence)
+
+    def _undocumented(self, connection: sqlite3.Connection) -> npt.NDArray[np.int64]:
+        """Return the ids of the rows without metadata."""
+        found = connection.execute(f"SELECT id, {self._key}, mark FROM items NOT INDEXED").fetchall()
+        if len(found) != (count := self._state(connection).items):
+            raise damaged(self._database.path, f"{len(found):,} items were found of {count:,}")
+        self._codec.check_names(*zip(*found, strict=True))
+        return np.array([number for number, _, mark in found if not mark & 1], dtype=np.int64)
 
     def _documents_of(self, connection: sqlite3.Connection, keys: list[Any]) -> dict[Key, dict[str, Any] | None]:
         """Return the metadata of each of ``keys``; KeyError names those that are not held."""
         query = (
-            f"SELECT items.{self._key}, documents.id, documents.checksum, metadata "
+            f"SELECT items.id, items.{self._key}, mark, documents.id, documents.checksum, metadata "
             f"FROM items LEFT JOIN documents ON documents.id = items.id WHERE items.{self._key} IN"
         )
         found: dict[Key, dict[str, Any] | None] = {}
-        for key, number, checksum, text in chunked(connection, query, keys):
+        records = list(chunked(connection, query, keys))
+        if records:
+            self._codec.check_names(*zip(*(record[:3] for record in records), strict=True))
+        for _, key, mark, number, checksum, text in records:
+            if (number is not None) != mark & 1:
+                raise damaged(self._database.path, f"the metadata under key {key!r} was lost, or is of another key")
             found[key] = None if number is None else self._codec.document(number, key, checksum, text)
-        refuse_missing(keys, found, "nothing returned")
+        self._refuse_missing(connection, keys, found, "nothing returned")
         return found
 
     def _blocks(self, columns: str, block: int) -> Iterator[tuple[npt.NDArray[np.int64], list[Any]]]:
@@ -264,12 +307,17 @@ class Reading:
 
         A damaged id is refused where it is out of order: from one that is too small all would be read again, for ever.
         """
-        last = -1
+        last, total, begun = -1, 0, None
         while True:
             with self._database.read() as connection:
+                state = self._state(connection)
                 query = f"SELECT {columns} FROM items WHERE id > ? ORDER BY id LIMIT ?"
                 records = connection.execute(query, (last, block)).fetchall()
+            begun = state.version if begun is None else begun
+            total += len(records)
             if not records:
+                if begun == state.version and total != state.items:
+                    raise damaged(self._database.path, f"{total:,} items were found of {state.items:,}")
                 return
             ids = np.fromiter((record[0] for record in records), np.int64, len(records))
             if len(at := np.flatnonzero(np.diff(ids, prepend=last) <= 0)):

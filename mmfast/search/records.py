@@ -1,9 +1,11 @@
 """Between arrays, dicts and what the tables hold: keys, vectors and metadata, each checked both ways.
 
 SQLite notices damage to its own structure, not to content. So each row carries a CRC-32 of its vector, begun with its
-id and key, and each document one of its text: a flipped byte there is an error when a vector or metadata is returned.
-Listing keys and carrying out conditions do not look at the checksums, which ``verify`` does. Versions and removals have
-none; what they lead to is counted (:mod:`mmfast.search.following`), which tells rows lost or back again, not replaced.
+id and key, and each document one of its text, begun with its id: a flipped byte there is an error when a vector or
+metadata is returned. The mark of a row says that its id and key are what was written, and whether it has a document:
+that is looked at wherever keys are. What a query did not find has no checksum: :mod:`mmfast.search.damage` looks once
+whether all is there. Versions and removals have none either; what they lead to is counted
+(:mod:`mmfast.search.following`), which tells rows lost or back again, not replaced.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ Record = tuple[int, Key, int, bytes]
 # Values in one query: SQLite before 3.32 takes 999.
 _CHUNK = 500
 _LOW_BITS = 0xFFFFFFFF
+_ALL_BITS = 0xFFFFFFFFFFFFFFFF
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # times an id: each of its bits decides on many of the upper ones
 
 
 class Codec:
@@ -83,6 +87,38 @@ class Codec:
         """Return the checksum of a row."""
         begun = number & _LOW_BITS
         return crc32(vector, crc32(key.encode(), begun) if isinstance(key, str) else begun)
+
+    def name_checksums(self, ids: Sequence[int], keys: Sequence[Any]) -> npt.NDArray[np.int64]:
+        """Return the checksum of each id with its key, 32 bits; TypeError and ValueError for what can be neither."""
+        if self.strings:
+            return np.fromiter(map(crc32, map(str.encode, keys), ids), np.int64, len(ids))
+        numbers = np.fromiter(ids, np.int64, len(ids)).view(np.uint64)
+        return (numbers * _SPREAD >> np.uint64(32)).astype(np.int64)
+
+    def check_names(self, ids: Sequence[int], keys: Sequence[Any], marks: Sequence[Any]) -> None:
+        """Raise unless ids and keys are what was written with these marks."""
+        if self._are_named(ids, keys, marks):
+            return
+        for number, key, mark in zip(ids, keys, marks, strict=True):
+            if (problem := self.name_problem(number, key, mark)) is not None:
+                raise damaged(self._path, problem)
+
+    def name_problem(self, number: Any, key: Any, mark: Any) -> str | None:
+        """Say what is wrong with the key of an item that was read, if anything."""
+        try:
+            due = crc32(key.encode(), number) if self.strings else (number * int(_SPREAD) & _ALL_BITS) >> 32
+            if due == mark >> 1:
+                return None
+        except (AttributeError, TypeError, ValueError):  # of values of another type
+            pass
+        return f"the key {key!r} of the item with id {number} is not the one that was added"
+
+    def _are_named(self, ids: Sequence[int], keys: Sequence[Any], marks: Sequence[Any]) -> bool:
+        try:
+            due = np.array(marks, dtype=np.int64) >> 1
+            return bool((self.name_checksums(ids, keys) == due).all())
+        except (TypeError, ValueError, OverflowError):  # of values of another type
+            return False
 
     def vectors(self, records: Sequence[Record]) -> npt.NDArray[Any]:
         """Return the vectors (N, ndim) of rows that were read, in the storage dtype."""

@@ -1,9 +1,11 @@
 """The tables of a durable index, the folder around them, and the settings that they were made with.
 
     about      name -> JSON: the settings, the kind of keys, an identity drawn at random, the names of its snapshots
-    state      one row: version (of the last change), count (of items), next_id, trimmed (see ``removed``)
-    items      id, key where keys are strings (an int key is its own id), the version that wrote the vector, checksum,
-               vector (little-endian, in the storage dtype)
+    state      one row: version (of the last change), count (of items), next_id, trimmed (see ``removed``), names (the
+               sum of the checksums of all ids and keys), documents (their number)
+    items      id, key where keys are strings (an int key is its own id), the version that wrote the vector, mark (a
+               checksum of id and key, and whether there is a document), checksum, vector (little-endian, in the storage
+               dtype)
     documents  id, checksum, metadata (a JSON object), for items that have any: apart from the vectors, since a
                condition reads all of them
     removed    version, id, key (which only older versions read): what left since ``trimmed``, so that a snapshot can be
@@ -23,7 +25,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmfast.search.conditions import json_path
 from mmfast.search.database import DATABASE, LOCK, Database, connect, damaged, translated
@@ -31,7 +33,7 @@ from mmfast.search.records import Codec
 from mmfast.search.storage import FilePath
 from mmfast.search.writer_lock import WriterLock
 
-FORMAT = 1
+FORMAT = 2
 _APPLICATION = 0x6D6D6678  # "mmfx", in the header of the file
 _CREATING = "truth.creating"
 _PAGE_BYTES = 16384  # measured: rows of 768 bytes go in a quarter faster than into pages of 4096
@@ -39,19 +41,30 @@ _PAGE_BYTES = 16384  # measured: rows of 768 bytes go in a quarter faster than i
 _TABLES = (
     "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE state (version INTEGER NOT NULL, count INTEGER NOT NULL, next_id INTEGER NOT NULL, "
-    "trimmed INTEGER NOT NULL)",
-    "INSERT INTO state VALUES (0, 0, 0, 0)",
+    "trimmed INTEGER NOT NULL, names INTEGER NOT NULL, documents INTEGER NOT NULL)",
+    "INSERT INTO state VALUES (0, 0, 0, 0, 0, 0)",
     "CREATE INDEX items_by_version ON items (version)",
     "CREATE TABLE documents (id INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, metadata TEXT NOT NULL)",
     "CREATE TABLE removed (version INTEGER, id INTEGER, key, PRIMARY KEY (version, id)) WITHOUT ROWID",
     "CREATE TABLE indexed (path TEXT PRIMARY KEY, expression TEXT NOT NULL) WITHOUT ROWID",
 )
 _ITEMS = {
-    "int": "CREATE TABLE items (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, checksum INTEGER NOT NULL, "
-    "vector BLOB NOT NULL)",
-    "str": "CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, "
+    "int": "CREATE TABLE items (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, mark INTEGER NOT NULL, "
     "checksum INTEGER NOT NULL, vector BLOB NOT NULL)",
+    "str": "CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, "
+    "mark INTEGER NOT NULL, checksum INTEGER NOT NULL, vector BLOB NOT NULL)",
 }
+
+
+class State(NamedTuple):
+    """The one row of the table of the state."""
+
+    version: int
+    items: int  # their number
+    next_id: int
+    trimmed: int
+    names: int  # the sum of their checksums
+    documents: int  # their number
 
 
 def open_folder(
@@ -94,13 +107,12 @@ def open_folder(
         raise
 
 
-def read_state(connection: sqlite3.Connection, path: Path) -> tuple[int, int, int, int]:
-    """Return version, number of items, next id, and up to which version removals were forgotten."""
-    state = connection.execute("SELECT version, count, next_id, trimmed FROM state").fetchall()
+def read_state(connection: sqlite3.Connection, path: Path) -> State:
+    """Return what the table of the state says."""
+    state = connection.execute("SELECT version, count, next_id, trimmed, names, documents FROM state").fetchall()
     if len(state) != 1 or not all(isinstance(value, int) and value >= 0 for value in state[0]):
         raise damaged(path, f"its table of the state holds {state}")
-    version, count, next_id, trimmed = state[0]
-    return version, count, next_id, trimmed
+    return State(*state[0])
 
 
 def indexed_paths(columns: object) -> list[str]:
@@ -192,7 +204,7 @@ def _read_about(database: Database) -> dict[str, Any]:
             raise ValueError(f"{database.path} has format version {version}, but this mmfast reads version {FORMAT}")
         about = dict(connection.execute("SELECT name, value FROM about"))
         database.check_size(connection)
-        committed, _, _, _ = read_state(connection, database.path)
+        committed = read_state(connection, database.path).version
     if committed < noted:
         raise ValueError(
             f"{database.path} has lost changes: it is at version {committed}, but version {noted} was committed. Its "

@@ -16,11 +16,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from mmfast.search import schema
-from mmfast.search.reading import Reading
-from mmfast.search.records import metadata_list, refuse_missing, some, text_checksum, to_text, to_texts
+from mmfast.search.reading import Held, Reading
+from mmfast.search.records import chunked, metadata_list, some, text_checksum, to_text, to_texts
+from mmfast.search.schema import State
 from mmfast.search.settings import check_bool
 from mmfast.search.storage import FilePath
 
@@ -71,7 +73,7 @@ class Truth(Reading):
 
             def work(connection: sqlite3.Connection) -> int:
                 schema.index_columns(connection, paths)
-                return truth._state(connection)[0]
+                return truth._state(connection).version
 
             try:
                 truth._database.write(work)
@@ -100,26 +102,46 @@ class Truth(Reading):
             return self.version
 
         def work(connection: sqlite3.Connection) -> int:
-            version, count, next_id = self._begin(connection)
-            held = self._ids(connection, wanted) if replace else {}
+            state = self._begin(connection)
+            held = self._held(connection, wanted) if replace else {}
             ids = wanted
             if self._codec.strings:
-                fresh = iter(range(next_id, next_id + len(wanted)))
-                ids = [held[key] if key in held else next(fresh) for key in wanted]
+                fresh = iter(range(state.next_id, state.next_id + len(wanted)))
+                ids = [held[key].id if key in held else next(fresh) for key in wanted]
+            names = self._codec.name_checksums(ids, wanted)
+            new, had, given = (
+                np.ones(len(wanted), np.bool_),
+                np.zeros(len(wanted), np.bool_),
+                np.zeros(len(wanted), np.bool_),
+            )
+            if held:
+                new = np.array([key not in held for key in wanted])
+                had[~new] = [held[key].mark & 1 for key in wanted if key in held]
+            if documents is not None:
+                given = np.array([text is not None for text in documents])
+            marks = (names << 1 | (had | given)).tolist()
             try:
-                self._write_items(connection, version, ids, wanted, vectors, replace=bool(held))
+                self._write_items(connection, state.version, ids, wanted, marks, vectors, replace=bool(held))
             except sqlite3.IntegrityError:
-                there = self._ids(connection, wanted, before=version)
+                query = f"SELECT {self._key} FROM items WHERE version < {state.version} AND {self._key} IN"
+                there = [key for (key,) in chunked(connection, query, wanted)]
                 if not there:
                     raise
                 raise ValueError(
-                    f"keys must be new, but the index already holds {some(list(there))}; remove them first, or upsert"
+                    f"keys must be new, but the index already holds {some(there)}; remove them first, or upsert"
                 ) from None
             if documents is not None:
-                given = zip(ids, documents, strict=True)
-                _write_documents(connection, (each for each in given if each[1] is not None))
-            added = len(wanted) - len(held)
-            return _finish(connection, version, count + added, next_id + added)
+                _write_documents(connection, (each for each in zip(ids, documents, strict=True) if each[1] is not None))
+            added = int(new.sum())
+            return _finish(
+                connection,
+                state._replace(
+                    items=state.items + added,
+                    next_id=state.next_id + added,
+                    names=state.names + int(names[new].sum()),
+                    documents=state.documents + int((given & ~had).sum()),
+                ),
+            )
 
         return self._database.write(work)
 
@@ -129,6 +151,7 @@ class Truth(Reading):
         version: int,
         ids: list[int],
         keys: list[Any],
+        marks: list[int],
         vectors: Iterator[memoryview],
         *,
         replace: bool,
@@ -136,20 +159,20 @@ class Truth(Reading):
         checksum = self._codec.checksum
         rows: Iterator[tuple[object, ...]]
         if self._codec.strings:
-            columns = "(id, key, version, checksum, vector) VALUES (?, ?, ?, ?, ?)"
+            columns = "(id, key, version, mark, checksum, vector) VALUES (?, ?, ?, ?, ?, ?)"
             rows = (
-                (number, key, version, checksum(number, key, vector), vector)
-                for number, key, vector in zip(ids, keys, vectors, strict=True)
+                (number, key, version, mark, checksum(number, key, vector), vector)
+                for number, key, mark, vector in zip(ids, keys, marks, vectors, strict=True)
             )
         else:
-            columns = "(id, version, checksum, vector) VALUES (?, ?, ?, ?)"
+            columns = "(id, version, mark, checksum, vector) VALUES (?, ?, ?, ?, ?)"
             rows = (
-                (number, version, checksum(number, number, vector), vector)
-                for number, vector in zip(ids, vectors, strict=True)
+                (number, version, mark, checksum(number, number, vector), vector)
+                for number, mark, vector in zip(ids, marks, vectors, strict=True)
             )
         conflict = (
             " ON CONFLICT (id) DO UPDATE SET "
-            "version = excluded.version, checksum = excluded.checksum, vector = excluded.vector"
+            "version = excluded.version, mark = excluded.mark, checksum = excluded.checksum, vector = excluded.vector"
         )
         connection.executemany(f"INSERT INTO items {columns}{conflict if replace else ''}", rows)
 
@@ -160,15 +183,24 @@ class Truth(Reading):
             return self.version
 
         def work(connection: sqlite3.Connection) -> int:
-            version, count, next_id = self._begin(connection)
-            ids = self._held_ids(connection, wanted)
+            state = self._begin(connection)
+            held = self._all_held(connection, wanted)
+            ids = [each.id for each in held]
             connection.executemany(
                 "INSERT INTO removed VALUES (?, ?, ?)",
-                ((version, number, key) for number, key in zip(ids, wanted, strict=True)),
+                ((state.version, number, key) for number, key in zip(ids, wanted, strict=True)),
             )
             for table in ("documents", "items"):
                 connection.executemany(f"DELETE FROM {table} WHERE id = ?", ((number,) for number in ids))
-            return _finish(connection, version, count - len(ids), next_id)
+            names = self._codec.name_checksums(ids, wanted)
+            return _finish(
+                connection,
+                state._replace(
+                    items=state.items - len(ids),
+                    names=state.names - int(names.sum()),
+                    documents=state.documents - sum(each.mark & 1 for each in held),
+                ),
+            )
 
         return self._database.write(work)
 
@@ -185,19 +217,25 @@ class Truth(Reading):
             return self.version
 
         def work(connection: sqlite3.Connection) -> int:
-            version, count, next_id = self._begin(connection)
-            ids = self._held_ids(connection, wanted)
+            state = self._begin(connection)
+            held = self._all_held(connection, wanted)
             if replace:
-                _write_documents(connection, zip(ids, documents, strict=True))
+                changed = list(zip(held, documents, strict=True))
             else:
                 old = self._documents_of(connection, wanted)
-                merged = [
-                    (number, to_text({**(old[key] or {}), **update}, key))
-                    for number, key, update in zip(ids, wanted, given, strict=True)
+                changed = [
+                    (each, to_text({**(old[key] or {}), **update}, key))
+                    for each, key, update in zip(held, wanted, given, strict=True)
                     if update is not None
                 ]
-                _write_documents(connection, merged)
-            return _finish(connection, version, count, next_id)
+            _write_documents(connection, [(each.id, text) for each, text in changed])
+            turned = [each for each, text in changed if (each.mark & 1) != (text is not None)]
+            connection.executemany(
+                "UPDATE items SET mark = mark + ? WHERE id = ?",
+                ((-1 if each.mark & 1 else 1, each.id) for each in turned),
+            )
+            more = sum(-1 if each.mark & 1 else 1 for each in turned)
+            return _finish(connection, state._replace(documents=state.documents + more))
 
         return self._database.write(work)
 
@@ -210,7 +248,7 @@ class Truth(Reading):
 
         def work(connection: sqlite3.Connection) -> int:
             connection.execute("INSERT OR REPLACE INTO about VALUES ('snapshots', ?)", (json.dumps(list(names)),))
-            return self._state(connection)[0]
+            return self._state(connection).version
 
         self._database.write(work)
 
@@ -218,7 +256,7 @@ class Truth(Reading):
         """Forget what was removed up to version ``before``, once no snapshot is older than that."""
 
         def work(connection: sqlite3.Connection) -> int:
-            version = self._state(connection)[0]
+            version = self._state(connection).version
             if not 0 <= before <= version:
                 raise ValueError(f"before must be from 0 to the version {version}, got {before}")
             connection.execute("DELETE FROM removed WHERE version <= ?", (before,))
@@ -237,21 +275,24 @@ class Truth(Reading):
 
         self._database.alone(work)
 
-    def _begin(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
-        """Return the version to make, the number of items and the next id."""
-        version, count, next_id, _ = self._state(connection)
-        return version + 1, count, next_id
+    def _begin(self, connection: sqlite3.Connection) -> State:
+        """Return the state with the version to make."""
+        state = self._state(connection)
+        return state._replace(version=state.version + 1)
 
-    def _held_ids(self, connection: sqlite3.Connection, keys: list[Any]) -> list[int]:
-        """Return the ids of ``keys``; KeyError names those that are not held."""
-        found = self._ids(connection, keys)
-        refuse_missing(keys, found, "nothing was changed")
+    def _all_held(self, connection: sqlite3.Connection, keys: list[Any]) -> list[Held]:
+        """Return where ``keys`` are; KeyError names those that are not held."""
+        found = self._held(connection, keys)
+        self._refuse_missing(connection, keys, found, "nothing was changed")
         return [found[key] for key in keys]
 
 
-def _finish(connection: sqlite3.Connection, version: int, count: int, next_id: int) -> int:
-    connection.execute("UPDATE state SET version = ?, count = ?, next_id = ?", (version, count, next_id))
-    return version
+def _finish(connection: sqlite3.Connection, state: State) -> int:
+    connection.execute(
+        "UPDATE state SET version = ?, count = ?, next_id = ?, names = ?, documents = ?",
+        (state.version, state.items, state.next_id, state.names, state.documents),
+    )
+    return state.version
 
 
 def _write_documents(connection: sqlite3.Connection, documents: Iterable[tuple[int, str | None]]) -> None:

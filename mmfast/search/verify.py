@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 
+from mmfast.search.damage import Whole
 from mmfast.search.database import Database
 from mmfast.search.records import Codec, text_checksum
 
@@ -38,6 +39,12 @@ def problems(database: Database, codec: Codec) -> list[Problem]:
                     found.append(problem)
         except ValueError as error:  # so damaged that it cannot be read on
             found.append(Problem(str(error)))
+    if not found:  # else what is missing was told already
+        try:
+            with database.read() as connection:
+                Whole(database.path, codec).check_names(connection)
+        except ValueError as error:
+            found.append(Problem(str(error)))
     with database.read() as connection:
         for (version,) in connection.execute("SELECT version FROM state WHERE version < ?", (noted,)):
             found.append(Problem(f"version {noted} was committed, but the database is at version {version}"))
@@ -52,10 +59,13 @@ def _structure(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem
 
 def _items(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
     key = "key" if codec.strings else "id"
-    for record in connection.execute(f"SELECT id, {key}, checksum, vector FROM items NOT INDEXED"):
-        problem = codec.problem(record)
+    for record in connection.execute(f"SELECT id, {key}, checksum, vector, mark FROM items NOT INDEXED"):
+        problem = codec.problem(record[:4])
         if problem:
             yield Problem(problem, "vectors")
+        problem = codec.name_problem(record[0], record[1], record[4])
+        if problem:
+            yield Problem(problem)
 
 
 def _documents(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
@@ -77,8 +87,17 @@ def _totals(connection: sqlite3.Connection, codec: Codec) -> Iterator[Problem]:
     for query, message in (
         ("SELECT COUNT(*) - (SELECT count FROM state) FROM items NOT INDEXED", "{} more items than were counted"),
         (
+            "SELECT COUNT(*) - (SELECT documents FROM state) FROM documents NOT INDEXED",
+            "{} more documents than were counted",
+        ),
+        (
             "SELECT COUNT(*) FROM documents NOT INDEXED WHERE id NOT IN (SELECT id FROM items)",
             "{} documents without an item",
+        ),
+        (
+            "SELECT COUNT(*) FROM items LEFT JOIN documents ON documents.id = items.id "
+            "WHERE mark & 1 AND documents.id IS NULL",
+            "{} items without the document that they had",
         ),
         (
             "SELECT COUNT(*) FROM items NOT INDEXED WHERE version > (SELECT version FROM state)",
