@@ -362,13 +362,13 @@ def test_removals_are_forgotten_two_snapshots_later(folder: Path) -> None:
 
 def test_a_row_removed_before_its_name_was_read_is_not_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Index.open(folder) as writer, Index.open(folder, read_only=True) as reader:
-        names = Truth.names
+        names = Truth.all_names
 
         def reading(truth: Truth) -> Any:
             writer.remove(["500"])
             return names(truth)
 
-        monkeypatch.setattr(Truth, "names", reading)
+        monkeypatch.setattr(Truth, "all_names", reading)
         (found,) = reader.search(ROWS[500], 1, exact=True).keys.tolist()
         assert found not in ("500", None)
 

@@ -48,17 +48,17 @@ class Whole:
         """Yield (ids, keys) in blocks from the index of the keys, and raise in the end where it is not as written."""
         state = read_state(connection, self._path)
         wrong = damaged(self._path, "its index of the keys is not what was written")
-        query = "SELECT id, key FROM items WHERE key > ? ORDER BY key LIMIT ?"
-        count, names, last = 0, 0, ""
-        while records := connection.execute(query, (last, _KEYS)).fetchall():
+        query = "SELECT id, key FROM items WHERE key {} ? ORDER BY key LIMIT ?"
+        count, names, last, beyond = 0, 0, "", ">="  # the empty string is a key
+        while records := connection.execute(query.format(beyond), (last, _KEYS)).fetchall():
             try:
                 ids, keys = map(list, zip(*records, strict=True))
                 names += int(self._codec.name_checksums(ids, keys).sum())
-                if not (min(ids) >= 0 and max(ids) < state.next_id and keys[-1] > last):
+                if not (min(ids) >= 0 and max(ids) < state.next_id and (keys[-1] > last or beyond == ">=")):
                     raise wrong
             except (TypeError, ValueError, OverflowError):  # of values of another type
                 raise wrong from None
-            count, last = count + len(keys), keys[-1]
+            count, last, beyond = count + len(keys), keys[-1], ">"
             yield np.array(ids, dtype=np.int64), keys
         if (count, names) != (state.items, state.names):
             raise wrong
