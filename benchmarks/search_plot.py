@@ -4,7 +4,8 @@
 
 A line joins the settings of a provider that are worth picking: each misses clearly less than the next faster one does.
 Recall is drawn by how many neighbours are missed, on a logarithmic scale, as 0.99 is twice as good as 0.98. Lines are
-named at their ends and differ in marker as well as in colour, as those of :mod:`mmfast.bench_command` do.
+named at their ends and differ in marker as well as in colour, as those of :mod:`mmfast.bench_command` do. A second
+picture (``_costs``) shows filters, build time and memory (:mod:`benchmarks.search_costs`).
 """
 
 from __future__ import annotations
@@ -21,25 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from benchmarks import search_costs
 from benchmarks.providers import OURS
 from benchmarks.search_tables import MODES, Record, queries_per_second
 from mmfast.bench_command import DPI, OTHERS, spread
 
-# Okabe and Ito's palette: a colour for a library, a marker for what it stores.
-STYLES = {
-    OURS: ("#000000", "o"),
-    "svs-lvq": ("#0072B2", "D"),
-    "svs-f16": ("#0072B2", "^"),
-    "svs-f32": ("#0072B2", "s"),
-    "faiss-ivfpq": ("#D55E00", "v"),
-    "faiss-hnsw": ("#D55E00", "s"),
-    "faiss-flat": ("#D55E00", "*"),
-    "usearch-i8": ("#009E73", "D"),
-    "usearch-bf16": ("#009E73", "v"),
-    "usearch-f16": ("#009E73", "^"),
-    "usearch-f32": ("#009E73", "s"),
-    "hnswlib": ("#CC79A7", "s"),
-}
 TITLES = {"batch": "a batch of {queries:,}", "alone": "one query at a time"}
 SIZE = (13.0, 5.6)  # inches
 PANELS = ((0.062, 0.145, 0.325, 0.69), (0.555, 0.145, 0.325, 0.69))
@@ -63,10 +50,10 @@ def draw(content: dict[str, Any], stem: Path) -> list[Path]:
         _panel(axes, records, mode)
     footer = f"{machine.get('cpu')}, {machine.get('threads')} threads, {machine.get('tier')}"
     figure.text(PANELS[0][0], 0.02, footer, fontsize=8, color="#666666")
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
-    for path in paths:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
+    return [
+        *search_costs.save(figure, stem),
+        *search_costs.save(search_costs.figure(content), stem.with_name(f"{stem.name}_costs")),
+    ]
 
 
 def frontier(records: Sequence[Record], mode: str) -> list[tuple[float, float]]:
@@ -100,7 +87,7 @@ def _panel(axes: Axes, records: Sequence[Record], mode: str) -> None:
 
 
 def _line(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None:
-    colour, marker = STYLES.get(name, OTHERS)
+    colour, marker = search_costs.STYLES.get(name, OTHERS)
     ours = name == OURS
     size = 9 if marker == "*" else 6 if ours else 4.5
     width, order = (2.8, 3.0) if ours else (1.3, 2.5)

@@ -120,7 +120,8 @@ def test_several_blocks_of_pairs(monkeypatch: pytest.MonkeyPatch, seen: list[Any
     assert len(seen) == 6 + 2 * 3
 
 
-@pytest.mark.parametrize("ref_rows", [None, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ref_rows", [None, 100])
 def test_products_by_the_vendors_library_give_the_same(ref_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(negatives, "BLOCK_ROWS", 128)
     monkeypatch.setattr(negatives, "CHUNK_ROWS", 64)
@@ -197,6 +198,7 @@ def test_every_configuration(architecture: str, monkeypatch: pytest.MonkeyPatch)
     assert_exact(problem(140, 300, classes=20, margin=1.9))
 
 
+@pytest.mark.slow
 def test_a_queue_that_is_written_round_and_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs looked at one by one: a word of a row's bits at a time, and many more bits than there are places."""
     config = CONFIGS["interpreter"]._replace(pairs=configs.Pairs(4, 1, 64, 4, 3))
@@ -488,8 +490,7 @@ class TestDenseTiles:
             assert_exact(self.problem(x, near**2 * (1 + 2**-12)))
         assert all(bool(masks.dense.any()) for masks in seen)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("ref_rows", [None, 70])
+    @pytest.mark.parametrize(("dtype", "ref_rows"), [(torch.float32, 70), (torch.bfloat16, None)])
     def test_rows_too_large_to_be_summed(self, dtype: torch.dtype, ref_rows: int | None, seen: list[Any]) -> None:
         """Their pairs are active like all others, but are looked at one by one."""
         p = problem(70, 6, classes=9, ref_rows=ref_rows, margin=1e11)
@@ -579,6 +580,7 @@ def test_compile_without_a_graph_break(cross: bool) -> None:
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.slow
 def test_only_the_gradients_asked_for() -> None:
     p: Problem = problem(50, 20, ref_rows=60, margin=1.8)
     _, expected = loss_and_gradients(reference.contrastive_loss, p)
