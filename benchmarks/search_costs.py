@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.providers import OURS
+from benchmarks.search_style import STYLES, TITLES, line, speed_axis
 from benchmarks.search_tables import FILTER_LEVEL, Record, fastest, queries_per_second
 from mmfast.bench_command import DPI, OTHERS
 
-# Okabe and Ito's palette: a colour for a library, a marker for what it stores.
-STYLES = {
-    OURS: ("#000000", "o"),
-    "svs-lvq": ("#0072B2", "D"),
-    "svs-f16": ("#0072B2", "^"),
-    "svs-f32": ("#0072B2", "s"),
-    "faiss-ivfpq": ("#D55E00", "v"),
-    "faiss-hnsw": ("#D55E00", "s"),
-    "faiss-flat": ("#D55E00", "*"),
-    "usearch-i8": ("#009E73", "D"),
-    "usearch-bf16": ("#009E73", "v"),
-    "usearch-f16": ("#009E73", "^"),
-    "usearch-f32": ("#009E73", "s"),
-    "hnswlib": ("#CC79A7", "s"),
-}
 SIZE = (13.0, 9.6)  # inches
 GREY = "#444444"
 
@@ -38,10 +22,9 @@ def figure(content: dict[str, Any]) -> Figure:
     data, records = content["data"], content["results"]
     drawn = Figure(figsize=SIZE, dpi=DPI)
     drawn.text(0.075, 0.965, f"Search in {data['name']}: filters, building, memory", fontsize=13)
-    titles = {"batch": f"a batch of {data['queries']:,}", "alone": "one query at a time"}
-    for left, (mode, title) in zip((0.075, 0.555), titles.items(), strict=True):
+    for left, (mode, title) in zip((0.075, 0.555), TITLES.items(), strict=True):
         axes = drawn.add_axes((left, 0.53, 0.41, 0.37))
-        _title(axes, f"queries per second among allowed rows, recall ≥ {FILTER_LEVEL}, {title}")
+        _title(axes, f"queries per second among allowed rows, recall ≥ {FILTER_LEVEL}, {title.format(**data)}")
         _filters(axes, [r for r in records if r["allowed"] < 1], mode)
     builds = content["builds"]
     held = [build for build in builds if build["memory_bytes"] is not None]
@@ -55,34 +38,19 @@ def figure(content: dict[str, Any]) -> Figure:
     return drawn
 
 
-def save(drawn: Figure, stem: Path) -> list[Path]:
-    """Write a figure to ``stem`` with .png and .svg, and return those paths."""
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
-    for path in paths:
-        drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
-
-
 def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, color=GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
 
 
 def _filters(axes: Axes, records: Sequence[Record], mode: str) -> None:
+    speed_axis(axes)
     shares = sorted({float(r["allowed"]) for r in records})
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_xticks(range(len(shares)), [f"{share:.1%} allowed" for share in shares])
     for name in dict.fromkeys(r["provider"] for r in records):
         at = {s: fastest([r for r in records if r["allowed"] == s], name, FILTER_LEVEL, mode) for s in shares}
         found = [(place, queries_per_second(r, mode)) for place, r in enumerate(at.values()) if r is not None]
         if found:
-            colour, marker = STYLES.get(name, OTHERS)
-            width = 2.8 if name == OURS else 1.3
-            axes.plot(*zip(*found, strict=True), label=name, color=colour, marker=marker, linewidth=width)
+            line(axes, name, *zip(*found, strict=True))
     if axes.get_lines():
         axes.legend(frameon=False, fontsize=9)
 
@@ -91,6 +59,8 @@ def _bars(axes: Axes, values: dict[str, float]) -> None:
     names = sorted(values, key=lambda name: -values[name])
     bars = axes.barh(names, [values[name] for name in names], color=[STYLES.get(name, OTHERS)[0] for name in names])
     axes.bar_label(bars, [f"{values[name]:,.1f}" for name in names], padding=3, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
     axes.grid(axis="x", color="#dddddd", linewidth=0.7)
     for text in axes.get_yticklabels():
         text.set_fontweight("bold" if text.get_text() == OURS else "normal")

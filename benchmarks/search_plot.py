@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks import search_costs
 from benchmarks.providers import OURS
+from benchmarks.search_style import TITLES, line, speed_axis
 from benchmarks.search_tables import MODES, Record, queries_per_second
-from mmfast.bench_command import DPI, OTHERS, spread
+from mmfast.bench_command import DPI, save, spread
 
-TITLES = {"batch": "a batch of {queries:,}", "alone": "one query at a time"}
 SIZE = (13.0, 5.6)  # inches
 PANELS = ((0.062, 0.145, 0.325, 0.69), (0.555, 0.145, 0.325, 0.69))
 MIN_RECALL = 0.8
@@ -51,8 +50,8 @@ def draw(content: dict[str, Any], stem: Path) -> list[Path]:
     footer = f"{machine.get('cpu')}, {machine.get('threads')} threads, {machine.get('tier')}"
     figure.text(PANELS[0][0], 0.02, footer, fontsize=8, color="#666666")
     return [
-        *search_costs.save(figure, stem),
-        *search_costs.save(search_costs.figure(content), stem.with_name(f"{stem.name}_costs")),
+        *save(figure, stem),
+        *save(search_costs.figure(content), stem.with_name(f"{stem.name}_costs")),
     ]
 
 
@@ -67,46 +66,32 @@ def frontier(records: Sequence[Record], mode: str) -> list[tuple[float, float]]:
 
 
 def _panel(axes: Axes, records: Sequence[Record], mode: str) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(which="major", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
+    speed_axis(axes)
     axes.set_xlabel("recall")
     axes.set_xticks([_across(tick) for tick in TICKS], [f"{tick:g}" for tick in TICKS])
     for name in dict.fromkeys(r["provider"] for r in records):
         points = frontier([r for r in records if r["provider"] == name], mode)
         seen = [point for point in points if point[0] >= MIN_RECALL]
         if seen:
-            _line(axes, name, [_across(recall) for recall, _ in seen], [speed for _, speed in seen])
+            line(axes, name, [_across(recall) for recall, _ in seen], [speed for _, speed in seen])
     axes.set_xlim(_across(MIN_RECALL) - 0.05, _across(1.0) + 0.08)
     axes.autoscale_view()  # now, since the names are placed by it
     _name_lines(axes)
 
 
-def _line(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None:
-    colour, marker = search_costs.STYLES.get(name, OTHERS)
-    ours = name == OURS
-    size = 9 if marker == "*" else 6 if ours else 4.5
-    width, order = (2.8, 3.0) if ours else (1.3, 2.5)
-    axes.plot(x, y, label=name, color=colour, marker=marker, markersize=size, linewidth=width, zorder=order)
-
-
 def _name_lines(axes: Axes) -> None:
     """Write the names in a column on the right, each joined to where its line ends, or beside an end that is early."""
     ends = []
-    for line in axes.get_lines():
-        last = np.asarray(line.get_xydata())[-1]
+    for drawn in axes.get_lines():
+        last = np.asarray(drawn.get_xydata())[-1]
         if last[0] < _across(EARLY):
-            name, colour = str(line.get_label()), str(line.get_color())
+            name, colour = str(drawn.get_label()), str(drawn.get_color())
             axes.annotate(
                 name, last, (0, -9), textcoords="offset points", ha="center", va="top", fontsize=9.5, color=colour
             )
             continue
         end = axes.transAxes.inverted().transform(axes.transData.transform(last))
-        ends.append((float(end[1]), float(end[0]), str(line.get_label()), str(line.get_color())))
+        ends.append((float(end[1]), float(end[0]), str(drawn.get_label()), str(drawn.get_color())))
     ends.sort()
     for (height, across, name, colour), moved in zip(ends, spread([end[0] for end in ends]), strict=True):
         axes.annotate(

@@ -33,7 +33,6 @@ PRODUCTS = ("screen", "refine", "add_digits")  # what must compute on tensor cor
 
 
 class Architecture(NamedTuple):
-    row: str  # of the table of configurations
     target: GPUTarget
     shared: int  # bytes a program may have
     shared_total: int  # bytes of all programs on one multiprocessor
@@ -42,12 +41,12 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES = {
-    "sm_80": Architecture("sm_80", GPUTarget("cuda", 80, 32), 163 * 1024, 164 * 1024, 65536, 64),
-    "sm_89": Architecture("sm_89", GPUTarget("cuda", 89, 32), 99 * 1024, 100 * 1024, 65536, 48),
-    "sm_90": Architecture("sm_90", GPUTarget("cuda", 90, 32), 227 * 1024, 228 * 1024, 65536, 64),
-    "sm_100": Architecture("sm_100", GPUTarget("cuda", 100, 32), 227 * 1024, 228 * 1024, 65536, 64),
-    "sm_120": Architecture("sm_120", GPUTarget("cuda", 120, 32), 99 * 1024, 100 * 1024, 65536, 48),
-    "gfx942": Architecture("gfx942", GPUTarget("hip", "gfx942", 64), 64 * 1024, 64 * 1024, 0, 32),
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * 1024, 164 * 1024, 65536, 64),
+    "sm_89": Architecture(GPUTarget("cuda", 89, 32), 99 * 1024, 100 * 1024, 65536, 48),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * 1024, 228 * 1024, 65536, 64),
+    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * 1024, 228 * 1024, 65536, 64),
+    "sm_120": Architecture(GPUTarget("cuda", 120, 32), 99 * 1024, 100 * 1024, 65536, 48),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * 1024, 64 * 1024, 0, 32),
 }
 
 
@@ -212,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     chosen, others = [], []
     for name in options.architecture:
-        config = CONFIGS[ARCHITECTURES[name].row]
+        config = CONFIGS[name]
         launches = record(config)
         chosen += [(name, launch) for launch in launches]
         others += [(name, launch) for launch in alternatives(config, launches)]

@@ -194,9 +194,8 @@ def architecture(x: Tensor) -> str:
     capability = torch.cuda.get_device_capability(x.device)
     if capability[0] == 12:
         return "sm_120"
-    return {(10, 0): "sm_100", (9, 0): "sm_90", (8, 9): "sm_89"}.get(
-        capability, "sm_80"
-    )  # others multiply as sm_80 does
+    names = {(10, 0): "sm_100", (9, 0): "sm_90", (8, 9): "sm_89"}
+    return names.get(capability, "sm_80")  # others multiply as sm_80 does
 
 
 def config_for(x: Tensor) -> Config:

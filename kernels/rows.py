@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmfast.kernels.configs import SMALL
 from mmfast.kernels.frame import STEPS, Frame
 from mmfast.kernels.order import IGNORED, widen
 
@@ -111,8 +112,7 @@ def make_side(
             depth,
             DIGITS=steps.shape[0],
             BLOCK=TURNED,
-            num_warps=4,
-            enable_fp_fusion=False,
+            **SMALL,
         )
     return Side(rows, classes, ends, digits, bounds, steps)
 

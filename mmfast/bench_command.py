@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or args.file.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = [path for name, figure in figures(results) for path in _save(figure, folder / name)]
+        written = [path for name, figure in figures(results) for path in save(figure, folder / name)]
         table = folder / "results.md"
         table.write_text(markdown(results), encoding="utf-8")
     except OSError as error:
@@ -303,7 +303,8 @@ def spread(heights: Sequence[float]) -> list[float]:
     return moved
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure to ``stem`` with .png and .svg, and return those paths."""
     paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
     for path in paths:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)  # equal runs, equal files

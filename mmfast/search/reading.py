@@ -85,8 +85,7 @@ class Reading:
         wanted = self._codec.keys(keys, distinct=False)
         with self._database.read() as connection:
             found = self._held(connection, wanted)
-            if not all(key in found for key in wanted):
-                self._whole.check_names(connection)
+            self._make_sure(connection, wanted, found)
         return np.fromiter((found[key].id if key in found else -1 for key in wanted), np.int64, len(wanted))
 
     def filter(self, condition: Condition) -> Filter:
@@ -169,7 +168,7 @@ class Reading:
     def names(self) -> Iterator[tuple[npt.NDArray[np.int64], Keys]]:
         """Yield (ids, keys) in blocks, in the order of their ids."""
         for ids, records in self._blocks(f"id, {self._key}, mark", 10_000):
-            self._codec.check_names(*zip(*records, strict=True))
+            self._codec.check_names(records)
             yield ids, self._codec.of_kind([record[1] for record in records])
 
     def all_names(self) -> Iterator[tuple[npt.NDArray[np.int64], list[str]]]:
@@ -264,17 +263,19 @@ class Reading:
     def _held(self, connection: sqlite3.Connection, keys: list[Any]) -> dict[Key, Held]:
         """Return where those of ``keys`` are that are held."""
         found = list(chunked(connection, f"SELECT id, {self._key}, mark FROM items WHERE {self._key} IN", keys))
-        if not found:
-            return {}
-        self._codec.check_names(*zip(*found, strict=True))
+        self._codec.check_names(found)
         return {record[1]: Held._make(record) for record in found}
+
+    def _make_sure(self, connection: sqlite3.Connection, keys: list[Any], found: Mapping[Key, object]) -> None:
+        """Raise where damage may hide those of ``keys`` that were not found."""
+        if not all(key in found for key in keys):
+            self._whole.check_names(connection)
 
     def _refuse_missing(
         self, connection: sqlite3.Connection, keys: list[Any], found: Mapping[Key, object], consequence: str
     ) -> None:
         """Raise KeyError for those of ``keys`` that were not found, unless damage hides them."""
-        if not all(key in found for key in keys):
-            self._whole.check_names(connection)
+        self._make_sure(connection, keys, found)
         refuse_missing(keys, found, consequence)
 
     def _undocumented(self, connection: sqlite3.Connection) -> npt.NDArray[np.int64]:
@@ -282,7 +283,7 @@ class Reading:
         found = connection.execute(f"SELECT id, {self._key}, mark FROM items NOT INDEXED").fetchall()
         if len(found) != (count := self._state(connection).items):
             raise damaged(self._database.path, f"{len(found):,} items were found of {count:,}")
-        self._codec.check_names(*zip(*found, strict=True))
+        self._codec.check_names(found)
         return np.array([number for number, _, mark in found if not mark & 1], dtype=np.int64)
 
     def _documents_of(self, connection: sqlite3.Connection, keys: list[Any]) -> dict[Key, dict[str, Any] | None]:
@@ -293,8 +294,7 @@ class Reading:
         )
         found: dict[Key, dict[str, Any] | None] = {}
         records = list(chunked(connection, query, keys))
-        if records:
-            self._codec.check_names(*zip(*(record[:3] for record in records), strict=True))
+        self._codec.check_names(records)
         for _, key, mark, number, checksum, text in records:
             if (number is not None) != mark & 1:
                 raise damaged(self._database.path, f"the metadata under key {key!r} was lost, or is of another key")

@@ -95,8 +95,11 @@ class Codec:
         numbers = np.fromiter(ids, np.int64, len(ids)).view(np.uint64)
         return (numbers * _SPREAD >> np.uint64(32)).astype(np.int64)
 
-    def check_names(self, ids: Sequence[int], keys: Sequence[Any], marks: Sequence[Any]) -> None:
-        """Raise unless ids and keys are what was written with these marks."""
+    def check_names(self, records: Sequence[tuple[Any, ...]]) -> None:
+        """Raise unless the rows, which begin with id, key and mark, have ids and keys as they were written."""
+        if not records:
+            return
+        ids, keys, marks = list(zip(*records, strict=True))[:3]
         if self._are_named(ids, keys, marks):
             return
         for number, key, mark in zip(ids, keys, marks, strict=True):

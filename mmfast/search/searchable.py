@@ -289,10 +289,8 @@ def _options(
     recall: float | None, exact: bool, ef: int | None, engine: Literal["exact", "graph"] | None
 ) -> searching.Options:
     """Return how to search; of recall, ef and the exact engine one at most is given."""
-    if (
-        recall is None and exact is False and ef is None and engine is None
-    ):  # what most are; the rest takes a microsecond
-        return _DEFAULT
+    if recall is None and exact is False and ef is None and engine is None:
+        return _DEFAULT  # as most searches have it; the rest takes a microsecond
     if ef is not None:
         ef = check_int("ef", ef, 1, 2**31 - 1)
     wanted = _RECALL if recall is None else check_fraction("recall", recall)

@@ -109,11 +109,8 @@ class Truth(Reading):
                 fresh = iter(range(state.next_id, state.next_id + len(wanted)))
                 ids = [held[key].id if key in held else next(fresh) for key in wanted]
             names = self._codec.name_checksums(ids, wanted)
-            new, had, given = (
-                np.ones(len(wanted), np.bool_),
-                np.zeros(len(wanted), np.bool_),
-                np.zeros(len(wanted), np.bool_),
-            )
+            count = len(wanted)
+            new, had, given = np.ones(count, np.bool_), np.zeros(count, np.bool_), np.zeros(count, np.bool_)
             if held:
                 new = np.array([key not in held for key in wanted])
                 had[~new] = [held[key].mark & 1 for key in wanted if key in held]
