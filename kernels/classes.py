@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmfast.kernels.configs import Config
+from mmfast.kernels.launch import launch
 from mmfast.kernels.negatives import Sums
 from mmfast.kernels.order import IGNORED, Ordered, widen
 
@@ -210,7 +211,9 @@ def positive_losses_and_gradient(
         with_spread = with_loss and other is not own
         totals = weights.new_empty((slots, features))
         spreads = weights.new_empty((slots, features) if with_spread else 0)
-        sum_parts[(slots, slices)](
+        launch(
+            sum_parts,
+            (slots, slices),
             other.rows,
             other.rows.shape[0],
             other.begins,
@@ -222,7 +225,9 @@ def positive_losses_and_gradient(
             **options,
         )
     losses = weights.new_empty((slices, count) if with_loss else (1,))
-    combine[(count, slices)](
+    launch(
+        combine,
+        (count, slices),
         own.rows,
         own.order,
         own.classes,

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmfast.kernels.configs import Rows
+from mmfast.kernels.launch import launch
 from mmfast.kernels.order import IGNORED, widen
 
 
@@ -53,11 +54,11 @@ def count_equal_pairs(rows: Tensor, classes: Tensor, first_other: int, config: R
     hashes = torch.empty(count, dtype=torch.int64, device=rows.device)
     options = config.options(features)
     grid = (-(-count // options["BLOCK_R"]),)
-    hash_rows[grid](rows, count, hashes, features, **options)
+    launch(hash_rows, grid, rows, count, hashes, features, **options)
     order = hashes.argsort(stable=True)
     order = order[classes[order].argsort(stable=True)]
     differs = torch.ones(count, dtype=torch.int32, device=rows.device)
-    differ_from_previous[grid](rows, count, order, classes, differs, features, **options)
+    launch(differ_from_previous, grid, rows, count, order, classes, differs, features, **options)
     group = differs.cumsum(0) - 1
     taking_part = classes[order] != IGNORED
     first = taking_part & (order < first_other)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfast.kernels.configs import SMALL
+from mmfast.kernels.configs import SMALL, next_power_of_2
+from mmfast.kernels.launch import launch
 from mmfast.kernels.order import Ordered, widen
 
 
@@ -38,12 +39,14 @@ class Frame(NamedTuple):
 def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
     """Take the median of a sample, and the median of its deviations as the unit."""
     features = x.rows.shape[1]
-    block = min(16, triton.next_power_of_2(features))
+    block = min(16, next_power_of_2(features))
     slices = -(-features // block)
     centre = x.rows.new_empty(features, dtype=torch.float64)
     deviations = x.rows.new_empty((slices, SAMPLE), dtype=torch.float64)
     constants = x.rows.new_full((5,), margin, dtype=torch.float64)
-    sample_centre[(slices,)](
+    launch(
+        sample_centre,
+        (slices,),
         x.rows,
         x.number,
         y.rows,
@@ -57,7 +60,9 @@ def common_frame(x: Ordered, y: Ordered, margin: float) -> Frame:
         **SMALL,
     )
     narrow = x.rows.dtype != torch.float64
-    sample_constants[(1,)](
+    launch(
+        sample_constants,
+        (1,),
         deviations,
         slices,
         features,

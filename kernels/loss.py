@@ -8,12 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from mmfast.kernels.configs import SMALL
+from mmfast.kernels.launch import launch
 
 
 def make_weights(spoilt: Tensor, divisors: Tensor | None) -> Tensor:
     """Return what positives and negatives are multiplied by: NaN if a row that takes part is not finite."""
     weights = spoilt.new_empty(2, dtype=torch.float64)
-    weigh[(1,)](spoilt, spoilt if divisors is None else divisors, weights, DIVIDED=divisors is not None, **SMALL)
+    launch(
+        weigh, (1,), spoilt, spoilt if divisors is None else divisors, weights, DIVIDED=divisors is not None, **SMALL
+    )
     return weights
 
 
@@ -22,7 +25,9 @@ def make_loss(
 ) -> Tensor:
     """Return w_p (sum of the positives) + w_n factor (sum of the negatives and of those of the other side)."""
     loss = positives.new_empty((), dtype=dtype)
-    add_losses[(1,)](
+    launch(
+        add_losses,
+        (1,),
         positives,
         positives.numel(),
         positives if negatives is None else negatives,

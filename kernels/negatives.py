@@ -6,12 +6,12 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from mmfast.kernels.choice import products_given
-from mmfast.kernels.configs import SMALL, Config, Pairs, tuned
+from mmfast.kernels.configs import SMALL, Config, Pairs, next_power_of_2, tuned
 from mmfast.kernels.frame import Frame
+from mmfast.kernels.launch import launch
 from mmfast.kernels.pairs import QUEUE, add_pairs, decide
 from mmfast.kernels.prune import LEAST_TILES, RUNS, make_balls
 from mmfast.kernels.rows import Side
@@ -156,7 +156,9 @@ def screen_block(
     )
     choices = [choice.options(x.depth) for choice in (config.screen, *config.other_screens)]
     kernel, options = tuned(screen, choices, ["depth", "SELF", "SUMMED", "GIVEN"])
-    kernel[(row_tiles * column_tiles,)](
+    launch(
+        kernel,
+        (row_tiles * column_tiles,),
         spoilt,
         spoilt if near is None else near,
         0 if near is None else near.shape[1],
@@ -173,7 +175,9 @@ def screen_block(
     if x.summed:
         choices = [choice.options(x.depth) for choice in (config.refine, *config.other_refines)]
         kernel, options = tuned(refine, choices, ["depth", "SELF", "SHARED", "GIVEN"])
-        kernel[(masks.dense.numel(),)](
+        launch(
+            kernel,
+            (masks.dense.numel(),),
             *sides,
             *(masks.verdicts, masks.verdicts_turned, masks.counts, masks.counts_turned),
             SELF=self_form,
@@ -213,7 +217,9 @@ def add_dense(masks: Masks, own: Part, other: Part, frame: Frame, config: Config
     """
     (row_tiles, column_tiles), (rows, columns) = masks.dense.shape, masks.verdicts.shape
     places = _places(config.decide)
-    decide[(row_tiles * column_tiles,)](
+    launch(
+        decide,
+        (row_tiles * column_tiles,),
         *(masks.dense, masks.verdicts, masks.verdicts_turned, rows, columns),
         *(own.side.rows, own.first, other.side.rows, other.first, own.side.rows.shape[1], frame.constants),
         *(masks.counts, masks.counts_turned, masks.doubtful, masks.doubtful_turned),
@@ -225,8 +231,17 @@ def add_dense(masks: Masks, own: Part, other: Part, frame: Frame, config: Config
     )
     order = masks.dense.new_empty((2, row_tiles * column_tiles))
     row_counts, column_counts = masks.dense.new_empty(row_tiles), masks.dense.new_empty(column_tiles)
-    list_tiles[(row_tiles + (0 if masks.shared else column_tiles),)](
-        masks.dense, row_tiles, column_tiles, order, row_counts, column_counts, BLOCK=256, **SMALL
+    launch(
+        list_tiles,
+        (row_tiles + (0 if masks.shared else column_tiles),),
+        masks.dense,
+        row_tiles,
+        column_tiles,
+        order,
+        row_counts,
+        column_counts,
+        BLOCK=256,
+        **SMALL,
     )
     counts = masks.counts, masks.counts_turned
     _add_digits(masks.verdicts, counts, order[0], row_counts, own, other, frame, masks.shared, True, config)
@@ -252,7 +267,9 @@ def _add_digits(
     totals = tile_counts.new_empty((digits, rows, depth))
     choices = [choice.options(depth, config.tile_m) for choice in (config.products, *config.other_products)]
     add, options = tuned(add_digits, choices, ["depth"])
-    add[(depth // options["BLOCK_D"], digits, rows // config.tile_m)](
+    launch(
+        add,
+        (depth // options["BLOCK_D"], digits, rows // config.tile_m),
         *(verdicts, columns, tile_order, tile_counts, columns // config.tile_m),
         *(other.side.steps, other.side.padded, other.first, depth),
         frame.constants,
@@ -262,7 +279,9 @@ def _add_digits(
     )
     options = config.rows.options(depth)
     sums = own.sums.differences
-    add_totals[(rows // options["BLOCK_R"], -(-depth // options["BLOCK_D"]))](
+    launch(
+        add_totals,
+        (rows // options["BLOCK_R"], -(-depth // options["BLOCK_D"])),
         totals,
         *counts,
         tile_counts,
@@ -292,7 +311,9 @@ def add_sparse(words: Tensor, own: Part, other: Part, frame: Frame, counted: boo
     rows = words.shape[0]
     programs, places = min(rows, config.pairs.programs), _places(config.pairs)
     sums = own.sums.differences
-    add_pairs[(programs,)](
+    launch(
+        add_pairs,
+        (programs,),
         words,
         rows,
         words.shape[1],
@@ -316,4 +337,4 @@ def add_sparse(words: Tensor, own: Part, other: Part, frame: Frame, counted: boo
 
 
 def _places(pairs: Pairs) -> int:
-    return triton.next_power_of_2(QUEUE * 32 * pairs.words)
+    return next_power_of_2(QUEUE * 32 * pairs.words)

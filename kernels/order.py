@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfast.kernels.configs import SMALL, Config
+from mmfast.kernels.configs import SMALL, Config, next_power_of_2
+from mmfast.kernels.launch import launch
 
 IGNORED = 2**31 - 1  # the class of rows that take no part, which are behind all others
 
@@ -60,8 +61,10 @@ def _ordered(
     count, features = rows.shape
     found = own[1].new_empty((7, count), dtype=torch.int32)
     number = found.new_empty(1)
-    block = min(128, triton.next_power_of_2(count))
-    find_ranges[(-(-count // block),)](
+    block = min(128, next_power_of_2(count))
+    launch(
+        find_ranges,
+        (-(-count // block),),
         *own,
         count,
         count.bit_length(),
@@ -78,8 +81,17 @@ def _ordered(
     )
     placed = rows.new_empty((count, features))
     options = config.rows.options(features)
-    place_rows[(-(-count // options["BLOCK_R"]),)](
-        rows, rows.stride(0), rows.stride(1), found, count, placed, features, **options
+    launch(
+        place_rows,
+        (-(-count // options["BLOCK_R"]),),
+        rows,
+        rows.stride(0),
+        rows.stride(1),
+        found,
+        count,
+        placed,
+        features,
+        **options,
     )
     order, classes, begins, ends, other_begins, other_ends, spoilt = found.unbind()
     return Ordered(placed, order, classes, begins, ends, other_begins, other_ends, spoilt, number)

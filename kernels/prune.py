@@ -13,6 +13,7 @@ from torch import float64, int32
 
 from mmfast.kernels.configs import Config
 from mmfast.kernels.frame import Frame
+from mmfast.kernels.launch import launch
 from mmfast.kernels.order import IGNORED, widen
 from mmfast.kernels.rows import Side, make_side
 
@@ -33,8 +34,8 @@ def make_balls(side: Side, second: bool, frame: Frame, margin: float, config: Co
     classes = side.rows.new_empty(balls, dtype=int32)
     options = {"TILE": config.tile_m, **config.rows.options(features)}
     arguments = side.rows, side.ends, count, features, centres
-    ball_centres[(balls, -(-features // options["BLOCK_D"]))](*arguments, **options)
-    ball_radii[(balls,)](*arguments, side.classes, radii, classes, SECOND=second, **options)
+    launch(ball_centres, (balls, -(-features // options["BLOCK_D"])), *arguments, **options)
+    launch(ball_radii, (balls,), *arguments, side.classes, radii, classes, SECOND=second, **options)
     return make_side(centres, classes, side.ends, frame, margin, False, config.tile_m, config.rows, radii)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mmfast.kernels.configs import SMALL
 from mmfast.kernels.frame import STEPS, Frame
+from mmfast.kernels.launch import launch
 from mmfast.kernels.order import IGNORED, widen
 
 TURNED = 32  # rows and features that are exchanged at a time; divides every tile and depth
@@ -81,7 +82,9 @@ def make_side(
     bounds = rows.new_empty((5, padded), dtype=torch.float32)
     screened = margin >= LEAST_SCREENED_MARGIN and features <= MAX_SCREENED_FEATURES
     options = config.options(depth)
-    quantise[(padded // options["BLOCK_R"],)](
+    launch(
+        quantise,
+        (padded // options["BLOCK_R"],),
         rows,
         classes,
         frame.centre,
@@ -100,7 +103,9 @@ def make_side(
     summed = summed and screened
     steps = digits.new_empty((STEPS[rows.dtype].DIGITS if summed else 0, depth, padded))
     if summed:
-        make_steps[(padded // TURNED, depth // TURNED)](
+        launch(
+            make_steps,
+            (padded // TURNED, depth // TURNED),
             rows,
             frame.centre,
             frame.constants,

@@ -146,6 +146,11 @@ def screen(
     y_digits, y_bounds, y_classes, y_count = block_of(first_column, y_digits, y_bounds, y_classes, y_count, depth)
     row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Loaded before they are asked for: the products hide how long that takes.
+    x_scale = 2 * tl.load(x_bounds + row)
+    y_scale = tl.load(y_bounds + column)
+    x_least = tl.load(x_bounds + x_padded + row)
+    y_least = tl.load(y_bounds + y_padded + column)
     if GIVEN:
         dot = tl.load(dots + row[:, None] * block_columns + column[None, :])
     else:
@@ -155,10 +160,6 @@ def screen(
         dot = products(x, y, depth, BLOCK_M, BLOCK_N, BLOCK_K)
 
     # A candidate has a_i < 2 s_i s_j q_i.q_j - a_j. Most tiles have none, which their rows' largest differences tell.
-    x_scale = 2 * tl.load(x_bounds + row)
-    y_scale = tl.load(y_bounds + column)
-    x_least = tl.load(x_bounds + x_padded + row)
-    y_least = tl.load(y_bounds + y_padded + column)
     beyond = tl.fma(dot.to(tl.float32) * y_scale[None, :], x_scale[:, None], -y_least[None, :])
     if SELF:
         beyond = above_diagonal(beyond, row, column, first_row, first_column)

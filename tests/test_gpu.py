@@ -125,6 +125,21 @@ def test_the_same_bits_every_time_and_on_every_stream(batch: Batch, dtype: torch
         assert torch.equal(gradient, expected[1])
 
 
+def test_a_step_like_another_asks_triton_nothing(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = batch(5000, 161)
+    expected = step(p)
+    buffer = torch.empty(5000 * 161 + 1, device="cuda")
+    elsewhere = buffer[1:].view(5000, 161).copy_(p["embeddings"].detach())  # not divisible by 16, as other code expects
+    loss, gradient = step({**p, "embeddings": elsewhere.requires_grad_()})
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(gradient, expected[1])
+    monkeypatch.setattr("triton.runtime.jit.JITFunction.run", None)
+    for rows in (p["embeddings"], elsewhere):
+        loss, gradient = step({**p, "embeddings": rows})
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(gradient, expected[1])
+
+
 @pytest.fixture
 def waiting_is_an_error() -> Iterator[Callable[[], None]]:
     yield lambda: torch.cuda.set_sync_debug_mode("error")
