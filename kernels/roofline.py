@@ -229,7 +229,7 @@ TEXT = f"""# What the kernels should take
 
 Written by `python -m mmfast.kernels.roofline`: a prediction from data sheets; nothing here was measured. What an H100
 took is in [gpu/gpu.md](gpu/gpu.md): in a CUDA graph two and a half times the prediction at 16,384 rows, and less than
-it at 131,072, where many tiles are ruled out before; without a graph, what its host took for each launch, some 50 µs
+it at 131,072, where many tiles are ruled out before; without a graph, what its host took for each launch, some 40 µs
 where 4 are assumed here.
 
 Products are taken at the peaks of the data sheets, and memory too. What a kernel does beside its products is counted
