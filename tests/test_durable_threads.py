@@ -118,7 +118,7 @@ def test_removing_while_a_graph_is_built(index: DurableIndex, monkeypatch: pytes
 
 def test_a_build_has_its_turn_while_graphs_are_always_due(index: DurableIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     due, folded = True, threading.Event()
-    monkeypatch.setattr(folding, "is_due", lambda _: due)
+    monkeypatch.setattr(folding, "reason", lambda _: "always" if due else None)
     monkeypatch.setattr(index._engine._folding, "folded", folded.set)
     index.add(["after"], ROWS[[30]])
     assert folded.wait(20)

@@ -2,7 +2,8 @@
 
 A fold takes the rows that are there when it begins. At the end it marks those that were removed meanwhile, and leaves
 in the tail those that were added. It runs in the background once the tail, which is searched row by row, or the removed
-rows, which are walked through for nothing, are many.
+rows, which are walked through for nothing, are many, or are measured to have cost recall or speed
+(:mod:`mmfast.search.wear`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmfast.search import wear
 from mmfast.search.interrupts import abandonable, uninterrupted
 from mmfast.search.segment import Segment
 from mmfast.search.state import Part, State
@@ -37,11 +39,21 @@ _REMOVED_SHARE = 2
 
 
 def is_due(state: State) -> bool:
-    """Tell whether a new graph would make searching faster."""
+    """Tell whether there is something to be done: to build a new graph, or to measure whether to."""
+    return reason(state) is not None or wear.is_unknown(state)
+
+
+def reason(state: State) -> str | None:
+    """Say in words why to build a new graph, if there is a reason."""
     rows = len(state.main.segment) if state.main else 0
     fresh = len(state.tail.segment) if state.tail else 0
-    removed = rows - state.main.size() if state.main and state.main.alive is not None else 0
-    return fresh > max(LEAST_ROWS, rows // _TAIL_SHARE) or removed > max(LEAST_ROWS, rows // _REMOVED_SHARE)
+    removed = state.main.removed() if state.main else 0
+    if fresh > max(LEAST_ROWS, rows // _TAIL_SHARE):
+        return f"tail of {fresh:,} rows"
+    if removed > max(LEAST_ROWS, rows // _REMOVED_SHARE):
+        return f"{removed:,} rows were removed"
+    measured = state.main.segment.wear if state.main else None
+    return measured.reason() if measured else None
 
 
 class _Taken(NamedTuple):
@@ -62,13 +74,12 @@ def _alive(part: Part | None) -> npt.NDArray[np.int64]:
     return np.arange(len(part.segment)) if part.alive is None else np.flatnonzero(part.alive)
 
 
-def _take(index: Index) -> _Taken:
-    state = index._state
+def _take(state: State, ndim: int) -> _Taken:
     main_rows, tail_rows = _alive(state.main), _alive(state.tail)
     parts = [(state.main, main_rows), (state.tail, tail_rows)]
     chosen = [(part.segment, rows) for part, rows in parts if part is not None]
     keys = np.concatenate([np.zeros(0, np.int64), *(segment.keys[rows] for segment, rows in chosen)])
-    stored = np.concatenate([segment.stored[rows] for segment, rows in chosen]) if chosen else np.zeros((0, index.ndim))
+    stored = np.concatenate([segment.stored[rows] for segment, rows in chosen]) if chosen else np.zeros((0, ndim))
     main, tail = (part.segment if part else None for part in (state.main, state.tail))
     return _Taken(keys, stored, main_rows, tail_rows, main, tail.tail if tail else None, len(tail) if tail else 0)
 
@@ -83,7 +94,7 @@ def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
             state = index._state
             if state.tail is None and (state.main is None or state.main.alive is None):
                 return
-            taken = _take(index)
+            taken = _take(state, index.ndim)
             if len(taken.keys):
                 built = Segment.build(index._settings, taken.keys, taken.stored, threads, reach)
                 with index._lock:
@@ -159,7 +170,7 @@ class Folding:
         self._starting, self._running = threading.Lock(), threading.Lock()
 
     def start(self, index: Index, threads: int) -> None:
-        """Fold in the background, unless that is under way; where it cannot be, the next change tries again."""
+        """Do in the background what is due, unless that is under way; where it cannot be, the next change tries."""
         if not self.is_stopped() and not self._running.locked():
             try:
                 uninterrupted(self._starting, lambda: self._start(index, threads))
@@ -193,14 +204,19 @@ class Folding:
                 with self.turn():
                     if self.is_stopped() or (index := reference()) is None or not is_due(index._state):
                         return
-                    taken, settings = _take(index), index._settings
+                    state, settings = index._state, index._settings
                     del index
+                    if (why := reason(state)) is None:
+                        wear.measure(state, threads, progress)
+                        continue
+                    _log.info("building the graph of %s rows in the background: %s", f"{state.size():,}", why)
+                    taken = _take(state, settings.ndim)
                     built = Segment.build(settings, taken.keys, taken.stored, threads, progress)
                     if (index := reference()) is not None:
                         with index._lock:
                             _install(index, taken, *built, threads)
                         self.folded()
-                    del index, taken, built
+                    del index, state, taken, built
         except _Abandoned:
             return
         except Exception:  # searches go on without

@@ -65,6 +65,9 @@ class Index(Searchable):
     A row takes ndim storage scalars, ndim bytes more for its 8-bit image, 32 bytes, and in the graph 4 bytes a link, at
     two links per unit of connectivity. Rows are searched exactly, in O(N) by 8-bit products, until there are enough for
     a graph to be faster; it is then built in the background, while searches go on. :meth:`build` builds it at once.
+    It is built anew once many rows were added or removed since, or fewer have cost recall or speed: when they amount to
+    a tenth of its rows, and to 1,000, that is measured, and again with each further tenth. The logger "mmfast" tells at
+    level INFO why a graph is built in the background.
     All methods may be called from several threads. Searching needs no lock; who adds or removes waits for the others
     who do. Ctrl-C takes effect once a batch is complete, so it is in or out as a whole. Indexes can be pickled and
     copied.
@@ -190,7 +193,8 @@ class Index(Searchable):
 
         Notes
         -----
-        Removed rows keep their place until the next graph is built, which happens in the background once they are many.
+        Removed rows keep their place until the next graph is built, which happens in the background once they are many,
+        or have cost recall or speed.
 
         Examples
         --------
@@ -213,7 +217,7 @@ class Index(Searchable):
     def build(self) -> None:
         """Build a graph of all rows now, and measure it; searches go on meanwhile.
 
-        The index does this by itself in the background, once many rows are new or removed. O(N log N) time; while it
+        The index does this by itself in the background, as its notes say. O(N log N) time; while it
         runs, some 4 bytes more a feature and row. Nothing is lost if it is interrupted.
 
         Examples

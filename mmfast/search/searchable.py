@@ -19,8 +19,7 @@ from mmfast.search.settings import Made, check_bool, check_choice, check_fractio
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
 
-_RECALL = 0.95
-_DEFAULT = searching.Options(_RECALL, None, None)  # where nothing is asked for
+_DEFAULT = searching.Options()
 
 
 class Searchable(Made):
@@ -242,8 +241,14 @@ class Searchable(Made):
         -------
         dict
             ``rows``; ``graph``, the rows in the graph; ``tail``, those added since; ``removed``, those that still take
-            room; ``bytes`` in memory; ``recall``, the highest measured at k = 10, or None; ``built``, when the graph
-            was, in seconds since the epoch, or None.
+            room; ``bytes`` in memory; ``recall``, what a search for 10 neighbours that asks for nothing else reached
+            when the graph was last measured, or None; ``built``, when the graph was, in seconds since the epoch, or
+            None.
+
+        Notes
+        -----
+        Each time rows added and removed amount to a tenth of the graph's, and to 1,000, the index measures in the
+        background what they have cost, and takes from ``recall`` what was lost near them.
 
         Examples
         --------
@@ -253,14 +258,13 @@ class Searchable(Made):
         """
         state = self._state
         main = state.main.segment if state.main else None
-        curve = self.recall_curve()
         return {
             "rows": state.size(),
             "graph": state.main.size() if state.main and main and main.walker else 0,
             "tail": state.tail.size() if state.tail else 0,
-            "removed": sum(len(part.segment) - part.size() for part in state.parts()),
+            "removed": sum(part.removed() for part in state.parts()),
             "bytes": sum(part.segment.bytes() for part in state.parts()),
-            "recall": max((point[1] for point in curve[10]), default=None) if curve else None,
+            "recall": main.recall(_DEFAULT.recall) if main else None,
             "built": main.built if main else None,
         }
 
@@ -293,7 +297,7 @@ def _options(
         return _DEFAULT  # as most searches have it; the rest takes a microsecond
     if ef is not None:
         ef = check_int("ef", ef, 1, 2**31 - 1)
-    wanted = _RECALL if recall is None else check_fraction("recall", recall)
+    wanted = _DEFAULT.recall if recall is None else check_fraction("recall", recall)
     check_bool("exact", exact)
     effort: dict[str, object] = {"recall": recall, "exact": exact or None, "ef": ef}
     if engine is not None:

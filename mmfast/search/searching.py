@@ -18,11 +18,11 @@ Queries = npt.NDArray[np.float32]
 
 
 class Options(NamedTuple):
-    """How to search."""
+    """How to search, and what is done where nothing is asked for."""
 
-    recall: float
-    engine: Literal["exact", "graph"] | None
-    expansion: int | None
+    recall: float = 0.95
+    engine: Literal["exact", "graph"] | None = None
+    expansion: int | None = None
 
 
 def nearest(

@@ -19,6 +19,7 @@ from mmfast.search.tuning import Curve, measure
 
 if TYPE_CHECKING:
     from mmfast.search.tail import Tail
+    from mmfast.search.wear import Wear
 
 _SAMPLED = 1024  # keys
 
@@ -41,6 +42,7 @@ class Segment:
         self.tail = tail  # in which it grows
         self.settings, self.keys, self.stored, self.image, self.links = settings, keys, stored, image, links
         self.curve, self.built, self.native = curve, built, native
+        self.wear: Wear | None = None  # what changes have cost, if that was measured
         self.rows: Any = _C.VectorSet(stored, settings.dtype, settings.metric, *image, keys)
         self.walker: Any = None  # what walks through the graph, if there is one
         if links:
@@ -93,7 +95,11 @@ class Segment:
 
     def measure(self, queries: npt.NDArray[np.float32], alive: npt.NDArray[np.bool_] | None, threads: int) -> None:
         """Measure the graph by queries of the caller."""
-        self.curve = measure(self.walker, queries, alive, alive, threads)
+        self.curve, self.wear = measure(self.walker, queries, alive, alive, threads), None
+
+    def recall(self, asked: float) -> float | None:
+        """Return what a search for 10 neighbours reaches that asks for a recall, as far as was measured."""
+        return self.curve.reached(asked) - (self.wear.lost if self.wear else 0) if self.curve else None
 
     def bytes(self) -> int:
         """Return the memory that its arrays take, mapped or not."""

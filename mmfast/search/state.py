@@ -25,6 +25,10 @@ class Part(NamedTuple):
         """Return how many rows are there."""
         return len(self.segment) if self.alive is None else int(np.count_nonzero(self.alive))
 
+    def removed(self) -> int:
+        """Return how many rows are not there any more."""
+        return len(self.segment) - self.size()
+
     def locate(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the row of each key, or -1."""
         rows = self.segment.locate(keys)

@@ -80,6 +80,11 @@ class Curve:
                 return Walk(point.ef, factor, math.sqrt(seconds / exact))
         return Walk(self.points[measured][-1].ef, factor, math.inf)
 
+    def reached(self, recall: float) -> float:
+        """Return what a search for 10 neighbours of one query reached that asks for a recall."""
+        walk, points = self.walk(1, _K[0], recall), self.points[_K[0]]
+        return 1.0 if walk.least_share >= 1 else next(point.recall for point in points if point.ef == walk.ef)
+
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` takes."""
         return {
@@ -125,12 +130,13 @@ def _fewest_bits(
     k, found = truth.shape[1], {}
     for bits in _BITS:
         keys, _, _ = rows.graph_search(queries, k, _COMPARED, bits, allowed, False, threads)
-        found[bits] = _recall(keys, truth)
+        found[bits] = recall_of(keys, truth)
     return next(bits for bits in _BITS if found[bits] >= max(found.values()) - _MARGIN)
 
 
-def _recall(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
-    return float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())
+def recall_of(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
+    """Return the share of the true neighbours that was found; -1 in their place is none."""
+    return float((found[:, :, None] == truth[:, None, :]).any(axis=1)[truth >= 0].mean())
 
 
 def _walks(
@@ -150,7 +156,7 @@ def _walks(
         found, _, _ = rows.graph_search(queries, k, expansion, bits, allowed, False, threads)
         batch = (time.perf_counter() - begin) / len(queries)
         single = _seconds(lambda: rows.graph_search(few, k, expansion, bits, allowed, False, 1)) / len(few)  # noqa: B023
-        recall = _recall(found, truth)
+        recall = recall_of(found, truth)
         yield Point(expansion, recall, batch, single)
         if recall > 0.997 or min(batch, single) > 2 * exact_seconds:
             return
