@@ -295,6 +295,7 @@ def test_nothing_is_measured_where_nothing_is_to_be_built(
     done.clear()
     small.remove(range(30))
     idle(small)
+    assert done == []
     with Index.open(folder, NDIM, "l2sq", "f32") as index:
         index.add(range(2500), ROWS[:2500])
         index.build()
