@@ -235,7 +235,7 @@ class DurableIndex(Following):
         problems = self._truth.verify()
         if problems:
             return problems
-        if (problem := self._snapshot_problem()) is not None:
+        if (problem := self._file.problem()) is not None:
             problems.append(Problem(problem))
         state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
         seen, wrong = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]

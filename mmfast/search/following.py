@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from mmfast.search.database import DATABASE, damaged
 from mmfast.search.interrupts import uninterrupted
 from mmfast.search.progress import Bar
 from mmfast.search.settings import Made, Settings
-from mmfast.search.snapshot import pack_state, unpack_state
+from mmfast.search.snapshot_file import ANEW, MISSING, SNAPSHOT, SnapshotFile, Start
 from mmfast.search.state import Part, State
 from mmfast.search.tail import appended, with_rows
 from mmfast.search.truth import Truth
@@ -35,24 +34,12 @@ from mmfast.search.truth import Truth
 if TYPE_CHECKING:
     from mmfast.search.index import Index
 
-SNAPSHOT = "snapshot.index"
-_MISSING = "is missing"
 _TOO_OLD = "is too old to be brought up to date"
-_ANEW = f"nothing is lost, since {DATABASE} has all rows; build() or mmfast index compact writes it anew"
 _ATTEMPTS = 10
-# What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _log = logging.getLogger("mmfast")
 
 
 _Answer = TypeVar("_Answer")
-
-
-class _Start(NamedTuple):
-    """What an engine can begin with."""
-
-    state: State
-    version: int
 
 
 class Following(Made):
@@ -70,8 +57,7 @@ class Following(Made):
         self._saving = threading.RLock()  # while a snapshot is written
         self._version = 0  # that the engine is at
         self._behind = False  # a commit did not get as far as the engine
-        self._snapshot: tuple[int, ...] | None = None  # the file that was last looked at
-        self._named = "", 0  # name and version of the snapshot in the folder, if it is of this database
+        self._file = SnapshotFile(folder, self._settings, truth)
         self._names: npt.NDArray[Any] | None = None  # (ids,) where keys are strings; never takes a name back
         self._names_known = self.key_kind == "int"  # those of all ids that a search can find
         if not read_only:
@@ -91,21 +77,20 @@ class Following(Made):
 
     def _load(self) -> bool:
         """Bring the engine to the truth's version: True if the snapshot was of use, False if all rows were read."""
-        path = self._folder / SNAPSHOT
         for _ in range(_ATTEMPTS):  # a writer that compacts forgets what a reader is reading
-            while (why := self._take_snapshot()) is not None and _identity(path) != self._snapshot:
+            while (why := self._take_snapshot()) is not None and self._file.is_another():
                 pass  # it was replaced meanwhile
             if why is None:
                 return True
-            if why != _MISSING:
-                _log.warning("%s %s: reading all rows; %s", path, why, _ANEW)
+            if why != MISSING:
+                _log.warning("%s %s: reading all rows; %s", self._file.path, why, ANEW)
             version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
             rows: Part | None = None
             with bar:
                 for ids, _, stored in self._truth.rows():
                     rows = appended(rows, self._settings, ids, stored, torch.get_num_threads())
                     bar.advance(len(ids))
-            why = self._catch_up(_Start(State(None, rows), version))  # with what was committed meanwhile
+            why = self._catch_up(Start(State(None, rows), version))  # with what was committed meanwhile
             if why is None:
                 return False
             if why != _TOO_OLD:
@@ -114,41 +99,8 @@ class Following(Made):
 
     def _take_snapshot(self) -> str | None:
         """Take over the snapshot's state and bring it up to date, or say in words why not."""
-        path = self._folder / SNAPSHOT
-        self._snapshot = _identity(path)
-        try:
-            meta, sections = storage.unpack(storage.map_file(str(path)), str(path))
-            if (why := self._foreign(meta)) is not None:
-                return why
-            self._named = str(meta["name"]), max(int(meta["version"]), 0)
-            start = _Start(unpack_state(self._settings, sections), int(meta["version"]))
-        except FileNotFoundError:
-            return _MISSING
-        except _UNREADABLE as error:
-            return _unusable(path, error)
-        return self._catch_up(start)
-
-    def _foreign(self, meta: dict[str, Any]) -> str | None:
-        """Say in words why a snapshot is not one of this index, if it is none."""
-        if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
-            return "belongs to another index"
-        if meta["name"] not in self._truth.snapshots():
-            return "is of another past than the index, which was restored from a copy"
-        return None
-
-    def _snapshot_problem(self) -> str | None:
-        """Say in words what is wrong with the snapshot's file, if anything."""
-        path = self._folder / SNAPSHOT
-        seen = _identity(path)
-        try:
-            why = self._foreign(storage.unpack(storage.map_file(str(path)), str(path))[0])
-        except FileNotFoundError:
-            return None
-        except _UNREADABLE as error:
-            why = _unusable(path, error)
-        if why is not None and _identity(path) != seen:  # it was replaced meanwhile
-            return self._snapshot_problem()
-        return None if why is None else f"{path} {why}; {_ANEW}"
+        read = self._file.read()
+        return read if isinstance(read, str) else self._catch_up(read)
 
     def _build_after_loading(self) -> None:
         """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
@@ -161,7 +113,7 @@ class Following(Made):
     def _described(self) -> dict[str, Any]:
         return dataclasses.asdict(self._settings)
 
-    def _catch_up(self, start: _Start | None = None) -> str | None:
+    def _catch_up(self, start: Start | None = None) -> str | None:
         """Make in the engine what was committed beyond its version, or say in words why that cannot be.
 
         With ``start`` that takes the place of what the engine has, once it is up to date. The number of rows tells of
@@ -219,7 +171,7 @@ class Following(Made):
         self._behind = False
 
     def _has_new_snapshot(self) -> bool:
-        return folding.is_due(self._engine._state) and _identity(self._folder / SNAPSHOT) != self._snapshot
+        return folding.is_due(self._engine._state) and self._file.is_another()
 
     def _save_snapshot(self) -> int:
         """Write the engine's present state, unless this is a reader, and return its version."""
@@ -228,15 +180,7 @@ class Following(Made):
         with self._saving:
             self._truth.check_usable()
             state, version = uninterrupted(self._lock, lambda: (self._engine._state, self._version))
-            name, (present, before) = secrets.token_hex(16), self._named
-            # The database knows its snapshots by name: one restored from a copy has seen other changes since, under
-            # the same versions.
-            self._truth.note_snapshots([present, name])
-            meta = {
-                "settings": self._described(), "identity": self._truth.identity, "name": name, "version": version
-            }  # fmt: skip
-            storage.write_atomically(self._folder / SNAPSHOT, storage.pack(meta, pack_state(state)))
-            self._named = name, version
+            before = self._file.write(state, version)
             # Readers may still be at the one before.
             self._truth.trim(min(before, version))
         return version
@@ -328,7 +272,7 @@ class _Folding(folding.Folding):
         try:
             owner._save_snapshot()
         except Exception:
-            _log.exception("%s cannot be written; the one before stays", owner._folder / SNAPSHOT)
+            _log.exception("%s cannot be written; the one before stays", owner._file.path)
 
 
 def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) -> npt.NDArray[Any]:
@@ -342,18 +286,3 @@ def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) 
         names = grown
     names[ids] = keys
     return names
-
-
-def _unusable(path: Path, error: Exception) -> str:
-    """Say what is wrong with a snapshot, without what is to be done where a file is all there is."""
-    what = str(error).removeprefix(f"{path} ").partition(";")[0]
-    return f"cannot be used ({type(error).__name__}: {what})"
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """Tell one file of a name from the next."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,0 +1,108 @@
+"""The file of a durable index's state, ``snapshot.index``: derived from the database, and checked before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmfast.search import storage
+from mmfast.search.database import DATABASE
+from mmfast.search.settings import Settings
+from mmfast.search.snapshot import pack_state, unpack_state
+from mmfast.search.state import State
+from mmfast.search.truth import Truth
+
+SNAPSHOT = "snapshot.index"
+MISSING = "is missing"
+ANEW = f"nothing is lost, since {DATABASE} has all rows; build() or mmfast index compact writes it anew"
+# What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class Start(NamedTuple):
+    """What an engine can begin with."""
+
+    state: State
+    version: int
+
+
+class SnapshotFile:
+    """The snapshot in a folder, which a writer replaces as a whole."""
+
+    def __init__(self, folder: Path, settings: Settings, truth: Truth) -> None:
+        self.path, self._settings, self._truth = folder / SNAPSHOT, settings, truth
+        self._seen: tuple[int, ...] | None = None  # the file that was last read
+        self._named = "", 0  # name and version of the snapshot in the folder, if it is of this database
+
+    def is_another(self) -> bool:
+        """Tell whether the file is another than the one last read."""
+        return self._identity() != self._seen
+
+    def read(self) -> Start | str:
+        """Return what the file holds, mapped, or say in words why it is of no use."""
+        self._seen = self._identity()
+        try:
+            meta, sections = self._unpack()
+            if (why := self._foreign(meta)) is not None:
+                return why
+            self._named = str(meta["name"]), max(int(meta["version"]), 0)
+            return Start(unpack_state(self._settings, sections), int(meta["version"]))
+        except FileNotFoundError:
+            return MISSING
+        except _UNREADABLE as error:
+            return self._unusable(error)
+
+    def write(self, state: State, version: int) -> int:
+        """Put a state in the place of what was there, and return the version of that."""
+        name, (present, before) = secrets.token_hex(16), self._named
+        # The database knows its snapshots by name: one restored from a copy has seen other changes since, under the
+        # same versions.
+        self._truth.note_snapshots([present, name])
+        meta = {
+            "settings": self._described(), "identity": self._truth.identity, "name": name, "version": version
+        }  # fmt: skip
+        storage.write_atomically(self.path, storage.pack(meta, pack_state(state)))
+        self._named = name, version
+        return before
+
+    def problem(self) -> str | None:
+        """Say in words what is wrong with the file, if anything."""
+        seen = self._identity()
+        try:
+            why = self._foreign(self._unpack()[0])
+        except FileNotFoundError:
+            return None
+        except _UNREADABLE as error:
+            why = self._unusable(error)
+        if why is not None and self._identity() != seen:  # it was replaced meanwhile
+            return self.problem()
+        return None if why is None else f"{self.path} {why}; {ANEW}"
+
+    def _unpack(self) -> tuple[dict[str, Any], list[memoryview]]:
+        return storage.unpack(storage.map_file(str(self.path)), str(self.path))
+
+    def _described(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._settings)
+
+    def _foreign(self, meta: dict[str, Any]) -> str | None:
+        """Say in words why a snapshot is not one of this index, if it is none."""
+        if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
+            return "belongs to another index"
+        if meta["name"] not in self._truth.snapshots():
+            return "is of another past than the index, which was restored from a copy"
+        return None
+
+    def _unusable(self, error: Exception) -> str:
+        """Say what is wrong with the file, without what is to be done where a file is all there is."""
+        what = str(error).removeprefix(f"{self.path} ").partition(";")[0]
+        return f"cannot be used ({type(error).__name__}: {what})"
+
+    def _identity(self) -> tuple[int, ...] | None:
+        """Tell one file of a name from the next."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_mtime_ns
