@@ -7,7 +7,6 @@ this module is that process.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import platform
@@ -24,6 +23,7 @@ import mmfast
 from benchmarks.data import make_problem
 from benchmarks.providers import PROVIDERS, Provider, set_up
 from mmfast import _C
+from mmfast.search.freed import return_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_ROWS = 64  # loads every library and starts the threads, while its B × B matrices are 16 kB
@@ -80,7 +80,7 @@ def _measure_peak(provider: Provider, density: str, rows: int, features: int) ->
     set_up(provider, make_problem("separated", WARM_UP_ROWS, features))()
     step = set_up(provider, make_problem(density, rows, features))
     gc.collect()
-    return_freed_memory()
+    return_freed_memory()  # or the step uses it unseen
     before = _reset_peak()
     step()
     return _peak() - before
@@ -107,12 +107,6 @@ def status(field: str) -> int:
     if match is None:
         raise OSError(f"/proc/self/status has no {field}")
     return int(match[1]) * 1024
-
-
-def return_freed_memory() -> None:
-    """Make glibc give back what was freed, so that a step cannot use it unseen."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cpu_model() -> str:

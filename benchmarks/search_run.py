@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.machine import ROOT, return_freed_memory, status
+from benchmarks.machine import ROOT, status
 from benchmarks.search_data import Data, Floats
 from benchmarks.search_peers import Mask, Peer, Search, Setting, build, make_peers
 from benchmarks.search_truth import Truth, as_ids, recall
+from mmfast.search.freed import return_freed_memory
 
 ALONE_SECONDS = 1.0  # what the queries that are sent one at a time may take in a round
 MIN_ALONE, MAX_ALONE = 20, 500

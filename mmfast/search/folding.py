@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.search import wear
+from mmfast.search.freed import return_freed_memory
 from mmfast.search.interrupts import abandonable, uninterrupted
 from mmfast.search.segment import Segment
 from mmfast.search.state import Part, State
@@ -106,6 +107,7 @@ def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
         progress(count)
 
     abandonable(work, reach)
+    return_freed_memory()
 
 
 def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[np.int64] | None, threads: int) -> None:
@@ -217,6 +219,7 @@ class Folding:
                             _install(index, taken, *built, threads)
                         self.folded()
                     del index, state, taken, built
+                    return_freed_memory()
         except _Abandoned:
             return
         except Exception:  # searches go on without

@@ -63,8 +63,9 @@ class Index(Searchable):
     Notes
     -----
     A row takes ndim storage scalars, ndim bytes more for its 8-bit image, 32 bytes, and in the graph 4 bytes a link, at
-    two links per unit of connectivity. Rows are searched exactly, in O(N) by 8-bit products, until there are enough for
-    a graph to be faster; it is then built in the background, while searches go on. :meth:`build` builds it at once.
+    two links per unit of connectivity; all in memory, but for :meth:`load` and :meth:`open`, whose files are mapped.
+    Rows are searched exactly, in O(N) by 8-bit products, until there are enough for a graph to be faster; it is then
+    built in the background, while searches go on. :meth:`build` builds it at once.
     It is built anew once many rows were added or removed since, or fewer have cost recall or speed: when they amount to
     a tenth of its rows, and to 1,000, that is measured, and again with each further tenth. The logger "mmfast" tells at
     level INFO why a graph is built in the background.

@@ -241,9 +241,9 @@ class Searchable(Made):
         -------
         dict
             ``rows``; ``graph``, the rows in the graph; ``tail``, those added since; ``removed``, those that still take
-            room; ``bytes`` in memory; ``recall``, what a search for 10 neighbours that asks for nothing else reached
-            when the graph was last measured, or None; ``built``, when the graph was, in seconds since the epoch, or
-            None.
+            room; ``bytes`` of its arrays, in memory or mapped; ``recall``, what a search for 10 neighbours that asks
+            for nothing else reached when the graph was last measured, or None; ``built``, when the graph was, in
+            seconds since the epoch, or None.
 
         Notes
         -----

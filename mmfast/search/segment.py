@@ -25,7 +25,7 @@ _SAMPLED = 1024  # keys
 
 
 class Segment:
-    """Immutable, so any number of threads may search it."""
+    """Immutable but for where its arrays lie, so any number of threads may search it."""
 
     def __init__(
         self,
@@ -101,8 +101,17 @@ class Segment:
         """Return what a search for 10 neighbours reaches that asks for a recall, as far as was measured."""
         return self.curve.reached(asked) - (self.wear.lost if self.wear else 0) if self.curve else None
 
+    def move_to(self, same: Segment) -> None:
+        """Take the arrays of a segment of the same content in place of its own, of which searches at work keep theirs.
+
+        Not a segment in its stead: which rows are removed, what was measured meanwhile and what a fold began with all
+        hang on this one.
+        """
+        self.keys, self.stored, self.image, self.links = same.keys, same.stored, same.image, same.links
+        self.rows, self.walker = same.rows, same.walker
+
     def bytes(self) -> int:
-        """Return the memory that its arrays take, mapped or not."""
+        """Return the bytes of its arrays, in memory or mapped."""
         held = [self.keys, self.stored, *(self.links[:3] if self.links else ())]
         return sum(int(each.nbytes) for each in held) + self.image.bytes()
 

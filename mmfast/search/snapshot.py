@@ -57,43 +57,56 @@ def pack_state(state: State) -> list[Bytes]:
     ]
 
 
+class Sections:
+    """What is in a file, to be read one after the other."""
+
+    def __init__(self, sections: list[memoryview]) -> None:
+        self.described: dict[str, Any] = json.loads(bytes(sections[0]))
+        self._left = iter(sections[1:])
+
+    def next(self) -> memoryview:
+        """Return the next section, an empty one after the last."""
+        return next(self._left, memoryview(b""))
+
+    def read(self, dtype: str, *shape: int) -> npt.NDArray[Any]:
+        """Return the next section as an array, where it lies."""
+        return np.frombuffer(self.next(), dtype).reshape(shape)
+
+
 def unpack_state(settings: Settings, sections: list[memoryview]) -> State:
     """Return the state; raise ValueError, KeyError or TypeError for sections that are not like that."""
-    described = json.loads(bytes(sections[0]))
-    left = iter(sections[1:])
-
-    def read(dtype: str, *shape: int) -> npt.NDArray[Any]:
-        return np.frombuffer(next(left, b""), dtype).reshape(shape)
-
-    main, ndim = None, settings.ndim
-    if (told := described["main"]) is not None:
-        rows = told["rows"]
-        keys, stored = read("<i8", rows), read(STORED[settings.dtype], rows, ndim)
-        plane, terms = sizes(rows, ndim)
-        digits = read("<u1", *plane), read("<u1", *plane)
-        image = Image(*digits, read("<f4", *terms), read("<f4", ndim), told["unit"])
-        alive = read("<u1", rows) if told["removed"] else None
-        if alive is not None:
-            if len(alive) and alive.max() > 1:
-                raise ValueError("what is removed is damaged")
-            alive = alive.view(np.bool_)
-        links = None
-        if told["links"]:
-            neighbours, upper = (read("<i4", *shape) for shape in told["links"])
-            links = Links(neighbours, upper, read("<i4", rows), told["entries"])
-        native = None
-        if told.get("native"):
-            content = next(left, memoryview(b""))
-            native = Native.restore(content, Copied(read("<i8", -1), read("<i8", -1)))
-        curve = Curve.from_json(told["curve"]) if told["curve"] else None
-        main = Part(Segment(settings, keys, stored, image, links, curve, told["built"], native), alive)
-    fresh = None
-    if described["tail"]:
-        keys = read("<i8", described["tail"])
-        stored = read(STORED[settings.dtype], described["tail"], ndim)
+    given = Sections(sections)
+    main, fresh = unpack_main(settings, given), None
+    if count := given.described["tail"]:
+        keys, stored = given.read("<i8", count), given.read(STORED[settings.dtype], count, settings.ndim)
         fresh = appended(None, settings, keys, stored, torch.get_num_threads())
     state = State(main, fresh)
     held = np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in state.parts())])
     if len(np.unique(held)) != len(held) or (len(held) and not 0 <= held.min() <= held.max() < KEY_LIMIT):
         raise ValueError("its keys are repeated or out of range")
     return state
+
+
+def unpack_main(settings: Settings, given: Sections) -> Part | None:
+    """Return the main part, of arrays where they lie."""
+    if (told := given.described["main"]) is None:
+        return None
+    read, rows, ndim = given.read, told["rows"], settings.ndim
+    keys, stored = read("<i8", rows), read(STORED[settings.dtype], rows, ndim)
+    plane, terms = sizes(rows, ndim)
+    digits = read("<u1", *plane), read("<u1", *plane)
+    image = Image(*digits, read("<f4", *terms), read("<f4", ndim), told["unit"])
+    alive = read("<u1", rows) if told["removed"] else None
+    if alive is not None:
+        if len(alive) and alive.max() > 1:
+            raise ValueError("what is removed is damaged")
+        alive = alive.view(np.bool_)
+    links = None
+    if told["links"]:
+        neighbours, upper = (read("<i4", *shape) for shape in told["links"])
+        links = Links(neighbours, upper, read("<i4", rows), told["entries"])
+    native = None
+    if told.get("native"):
+        native = Native.restore(given.next(), Copied(read("<i8", -1), read("<i8", -1)))
+    curve = Curve.from_json(told["curve"]) if told["curve"] else None
+    return Part(Segment(settings, keys, stored, image, links, curve, told["built"], native), alive)

@@ -1,16 +1,23 @@
-"""The file of a durable index's state, ``snapshot.index``: derived from the database, and checked before it is used."""
+"""The file of a durable index's state, ``snapshot.index``: derived from the database, and checked before it is used.
+
+Who writes it goes over to it: the arrays that a graph was built in are given up for those of the file, mapped, which
+the system keeps in memory once for all processes, as far as they are used. A file that is replaced stays what it was to
+those who have it mapped.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmfast.search import storage
 from mmfast.search.database import DATABASE
+from mmfast.search.freed import return_freed_memory
 from mmfast.search.settings import Settings
-from mmfast.search.snapshot import pack_state, unpack_state
+from mmfast.search.snapshot import Sections, pack_state, unpack_main, unpack_state
 from mmfast.search.state import State
 from mmfast.search.truth import Truth
 
@@ -19,6 +26,7 @@ MISSING = "is missing"
 ANEW = f"nothing is lost, since {DATABASE} has all rows; build() or mmfast index compact writes it anew"
 # What reading something else under the snapshot's name can raise; not all there is, for signal handlers raise as well.
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_log = logging.getLogger("mmfast")
 
 
 class Start(NamedTuple):
@@ -65,7 +73,22 @@ class SnapshotFile:
         }  # fmt: skip
         storage.write_atomically(self.path, storage.pack(meta, pack_state(state)))
         self._named = name, version
+        self._move(state, name)
         return before
+
+    def _move(self, state: State, name: str) -> None:
+        """Have the main part lie in the file just written under a name; where that fails it stays where it is."""
+        if state.main is None or state.main.segment.native:  # USearch's own index cannot lie in a part of a file
+            return
+        try:
+            meta, sections = self._unpack()
+            main = unpack_main(self._settings, Sections(sections))
+            if main is None or meta["name"] != name:
+                raise ValueError("it is another than was written")
+            state.main.segment.move_to(main.segment)
+            return_freed_memory()
+        except _UNREADABLE as error:
+            _log.warning("%s %s: the graph stays in memory; %s", self.path, self._unusable(error), ANEW)
 
     def problem(self) -> str | None:
         """Say in words what is wrong with the file, if anything."""
