@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,36 @@ def test_whatever_is_in_its_place(
         index.add(["last"], ROWS[[5]])
     with Index.open(folder, read_only=True) as index:
         assert index.search(ROWS[5], 1).keys.tolist() == ["last"]
+
+
+@pytest.mark.parametrize("what", ["damaged", "missing"])
+def test_without_progress_it_opens_at_once(
+    what: str, folder: Path, counted: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And searches exactly until the graph is there, which no change has to ask for."""
+    monkeypatch.setattr(folding, "LEAST_ROWS", 2000)
+    path, build, opened = folder / "snapshot.index", Segment.build, threading.Event()
+    path.write_bytes(path.read_bytes()[:-1]) if what == "damaged" else path.unlink()
+
+    def building(*args: Any) -> Any:
+        assert opened.wait(10)
+        return build(*args)
+
+    monkeypatch.setattr(Segment, "build", building)
+    with Index.open(folder, progress=False) as index:
+        assert index.stats()["graph"] == 0
+        check(index)
+        why = "cannot be used (ValueError: is truncated" if what == "damaged" else "is missing"
+        assert caplog.messages[-1].startswith(f"{path} {why}")
+        assert caplog.messages[-1].endswith(": building the graph of 2,901 rows in the background")
+        opened.set()
+        with index._engine._folding._running:
+            assert index.stats()["graph"] == 2901
+        check(index)
+    assert counted == ["rows", "build"]
+    with Index.open(folder) as index:
+        check(index)
+    assert counted == ["rows", "build"]
 
 
 def test_bytes_flipped_or_missing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,23 +65,23 @@ class Following(Made):
         if not build_when_due:
             self._engine._folding.stop()
         truth.check_count()
+        why = self._load()
         # Readers wait for the writer's graph, and search exactly until then.
-        if not self._load() and build_when_due and not read_only and len(self._engine) > folding.LEAST_ROWS:
-            _log.warning("%s: building the graph of %s rows", folder, f"{len(self._engine):,}")
-            self._build_after_loading()
+        if why is not None and build_when_due and not read_only and folding.is_due(self._engine._state):
+            self._build_after_loading(why)
 
     @property
     def key_kind(self) -> str:
         """Return "int" or "str"."""
         return str(self._truth.settings["key_kind"])
 
-    def _load(self) -> bool:
-        """Bring the engine to the truth's version: True if the snapshot was of use, False if all rows were read."""
+    def _load(self) -> str | None:
+        """Bring the engine to the truth's version; where all rows were read for that, say in words why."""
         for _ in range(_ATTEMPTS):  # a writer that compacts forgets what a reader is reading
             while (why := self._take_snapshot()) is not None and self._file.is_another():
                 pass  # it was replaced meanwhile
             if why is None:
-                return True
+                return None
             if why != MISSING:
                 _log.warning("%s %s: reading all rows; %s", self._file.path, why, ANEW)
             version, bar = self._truth.version, Bar("reading rows", len(self._truth), self._progress)
@@ -90,11 +90,11 @@ class Following(Made):
                 for ids, _, stored in self._truth.rows():
                     rows = appended(rows, self._settings, ids, stored, torch.get_num_threads())
                     bar.advance(len(ids))
-            why = self._catch_up(Start(State(None, rows), version))  # with what was committed meanwhile
-            if why is None:
-                return False
-            if why != _TOO_OLD:
-                raise damaged(self._folder / DATABASE, f"reading all rows {why}")
+            wrong = self._catch_up(Start(State(None, rows), version))  # with what was committed meanwhile
+            if wrong is None:
+                return why
+            if wrong != _TOO_OLD:
+                raise damaged(self._folder / DATABASE, f"reading all rows {wrong}")
         raise RuntimeError(f"{self._folder} changes faster than it can be read; open it again")
 
     def _take_snapshot(self) -> str | None:
@@ -102,8 +102,16 @@ class Following(Made):
         read = self._file.read()
         return read if isinstance(read, str) else self._catch_up(read)
 
-    def _build_after_loading(self) -> None:
-        """Build, but open the folder also where the disk is full, or something else is in the snapshot's place."""
+    def _build_after_loading(self, why: str) -> None:
+        """Build while the caller watches the progress, or else in the background, where all rows are searched exactly.
+
+        The folder opens also where the disk is full, or something else is in the snapshot's place.
+        """
+        where = "" if self._progress else " in the background"
+        _log.warning("%s %s: building the graph of %s rows%s", self._file.path, why, f"{len(self._engine):,}", where)
+        if not self._progress:
+            self._engine._fold_in_background(torch.get_num_threads())
+            return
         self._fold()
         try:
             self._save_snapshot()

@@ -266,7 +266,8 @@ class Index(Searchable):
         indexed_columns : sequence of str, default ()
             Columns of the metadata of which SQLite keeps an index, for conditions that select few rows.
         progress : bool, default True
-            Whether to show a bar on a terminal while a snapshot that is missing or damaged is built anew; needs rich.
+            Whether opening waits while a graph that is missing or damaged is built anew, and shows a bar on a terminal,
+            with rich. Without, it is built in the background, and all rows are searched exactly until it is there.
 
         Returns
         -------
