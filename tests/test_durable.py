@@ -17,6 +17,7 @@ import torch
 
 from mmfast import Index, col
 from mmfast.search.durable import DurableIndex
+from mmfast.search.truth import Truth
 from tests.test_index import gaussian
 
 KINDS = ("int", "str")
@@ -308,6 +309,23 @@ def test_where(index: DurableIndex, kind: str) -> None:
     index.remove(keys[:148])
     assert found(col("n") >= 145) == set(keys[148:160])
     assert found(keys[5:9]) == set()
+
+
+def test_the_database_is_asked_once_for_a_key_that_is_not_there(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    ids = Truth.ids
+
+    def asking(truth: Truth, keys: object) -> Any:
+        asked.append(keys)
+        return ids(truth, keys)
+
+    with Index.open(folder, 6, key_kind=kind) as index:
+        index.add(named(kind, [1]), gaussian(1, 6))
+        monkeypatch.setattr(Truth, "ids", asking)
+        assert named(kind, [2])[0] not in index
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize("kind", ["memory", *KINDS], indirect=True)

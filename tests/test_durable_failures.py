@@ -239,6 +239,28 @@ def in_a_child(work: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_more_within_a_radius_than_memory_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "radius must be smaller, or queries fewer: what 4,000 queries find within 1000.0 exceeds the memory"
+
+    def work() -> None:
+        plain.range_search(ROWS, 0.0)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 10**8, resource.RLIM_INFINITY))
+        with pytest.raises(MemoryError, match=message):
+            plain.range_search(ROWS, 1e3)  # 448 MB
+        assert plain.range_search(ROWS[:10], 1e3).offsets[-1] == 40_000
+
+    plain = Index(6, "l2sq", "f32")
+    plain.add(range(4000), ROWS)
+    if Path("/proc/self/statm").exists():
+        in_a_child(work)
+    with Index.open(folder, 6, "l2sq", "f32", key_kind="str") as durable:
+        durable.add("a", ROWS[0])
+        failing_once(monkeypatch, DurableIndex, "_keys_of", MemoryError())
+        with pytest.raises(MemoryError, match=message):
+            durable.range_search(ROWS, 1e3)
+
+
 def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "LEAST_ROWS", 1000)
     monkeypatch.setattr(graph, "EXACT_ROWS", 10**9)

@@ -19,7 +19,7 @@ from mmfast.search import arrays, misuse, storage
 from mmfast.search.conditions import Condition
 from mmfast.search.following import Following
 from mmfast.search.interrupts import uninterrupted
-from mmfast.search.results import RangeResult, SearchResult, too_many
+from mmfast.search.results import RangeResult, SearchResult, too_far, too_many
 from mmfast.search.settings import Settings, check_bool, check_choice, check_key
 from mmfast.search.truth import Truth
 from mmfast.search.tuning import Point
@@ -197,7 +197,10 @@ class DurableIndex(Following):
         self._refresh()
         self._know_names()
         found = self._engine.range_search(queries, radius, where=self._where(where))
-        return RangeResult(found.offsets, self._keys_of(found.keys), found.distances)
+        try:
+            return RangeResult(found.offsets, self._keys_of(found.keys), found.distances)
+        except MemoryError as error:
+            raise too_far(radius, len(found.offsets) - 1) from error
 
     def get(self, keys: object) -> npt.NDArray[np.float32]:
         """Return the vectors of keys, as :meth:`mmfast.Index.get` does."""
@@ -310,7 +313,7 @@ class DurableIndex(Following):
             if key is None:
                 return False
         held = key in self._truth
-        if not held and self.key_kind == "int":
+        if not held and self.key_kind == "int" and key in self._engine:
             self._refuse_hidden(np.array([key], dtype=np.int64))
         return held
 

@@ -46,6 +46,13 @@ def too_many(k: int, queries: int) -> MemoryError:
     return MemoryError(f"k must be smaller, got {k:,}: results of shape ({queries:,}, {k:,}) do not fit into memory")
 
 
+def too_far(radius: float, queries: int) -> MemoryError:
+    """Return the error for neighbours within a radius that no memory can be had for."""
+    return MemoryError(
+        f"radius must be smaller, or queries fewer: what {queries:,} queries find within {radius} exceeds the memory"
+    )
+
+
 class RangeResult(NamedTuple):
     """All neighbours within a radius, nearest first: those of query i are ``offsets[i]`` to ``offsets[i + 1]``.
 

@@ -14,7 +14,7 @@ import torch
 from mmfast.search import arrays, misuse, searching
 from mmfast.search.filters import Filter
 from mmfast.search.graph import EXACT_ROWS
-from mmfast.search.results import RangeResult, SearchResult, too_many
+from mmfast.search.results import RangeResult, SearchResult, too_far, too_many
 from mmfast.search.settings import Made, check_bool, check_choice, check_fraction, check_int, check_key, check_radius
 from mmfast.search.state import State
 from mmfast.search.tuning import Point
@@ -126,6 +126,9 @@ class Searchable(Made):
         ------
         TypeError, ValueError
             As :meth:`search` does, or if the radius is not a finite number.
+        MemoryError
+            If there is no room for what is found: up to 12 bytes for each query and row, and 16 more meanwhile. A
+            system that promises more memory than it has may end the process instead.
 
         Examples
         --------
@@ -140,7 +143,10 @@ class Searchable(Made):
         misuse.refuse_condition(where)
         allowed, state = Filter.of(where), self._state
         misuse.refuse_mask_of_integers(allowed, state)
-        found = searching.within(state, asked, radius, allowed, threads)
+        try:
+            found = searching.within(state, asked, radius, allowed, threads)
+        except MemoryError as error:
+            raise too_far(radius, len(asked)) from error
         if allowed and not len(found.keys):
             misuse.warn_of_mask(allowed, state)
         return found
