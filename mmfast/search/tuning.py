@@ -1,8 +1,8 @@
 """Measure what recall a walk through the graph reaches in what time, and choose how to search.
 
 A graph is measured against the exact engine by rows of the same data that are not in it yet: for a row in the graph the
-walk would only have to find itself. A search then takes the fewest candidates that reached the wanted recall, or the
-exact engine where that is faster.
+walk would only have to find itself. A search then takes as many candidates as the wanted recall does, or the exact
+engine where that is faster.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Walk(NamedTuple):
     """How to walk for a recall, and from where on that is faster than to look at all rows."""
 
     ef: int
+    recall: float  # that it reached, or in proportion between two that did
     factor: float  # of what was measured, for more neighbours
     least_share: float  # a walk is faster where more than this share of the rows may be found
 
@@ -73,17 +74,19 @@ class Curve:
         measured = next((each for each in _K if k <= each), _K[-1])
         factor = max(k / measured, 1)
         exact = self.exact_batch_seconds if batch else self.exact_single_seconds
-        for point in self.points[measured]:
-            if point.recall >= min(recall + _MARGIN, 1):
-                # Among a share of the rows the exact engine takes that share of its time, and a walk 1 / share of its.
-                seconds = (point.batch_seconds if batch else point.single_seconds) * factor
-                return Walk(point.ef, factor, math.sqrt(seconds / exact))
-        return Walk(self.points[measured][-1].ef, factor, math.inf)
+        wanted, points = min(recall + _MARGIN, 1), self.points[measured]
+        enough = next((i for i, point in enumerate(points) if point.recall >= wanted), None)
+        if enough is None:
+            return Walk(points[-1].ef, points[-1].recall, factor, math.inf)
+        point = points[0] if enough == 0 else _between(points[enough - 1], points[enough], wanted)
+        # Among a share of the rows the exact engine takes that share of its time, and a walk 1 / share of its.
+        seconds = (point.batch_seconds if batch else point.single_seconds) * factor
+        return Walk(point.ef, point.recall, factor, math.sqrt(seconds / exact))
 
     def reached(self, recall: float) -> float:
         """Return what a search for 10 neighbours of one query reached that asks for a recall."""
-        walk, points = self.walk(1, _K[0], recall), self.points[_K[0]]
-        return 1.0 if walk.least_share >= 1 else next(point.recall for point in points if point.ef == walk.ef)
+        walk = self.walk(1, _K[0], recall)
+        return 1.0 if walk.least_share >= 1 else walk.recall
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` takes."""
@@ -98,6 +101,14 @@ class Curve:
         """Make a curve again."""
         points = {int(k): [Point(*point) for point in points] for k, points in value["points"].items()}
         return cls(points, value["bits"], *value["exact"])
+
+
+def _between(less: Point, more: Point, recall: float) -> Point:
+    """Return the point between two that reaches a recall, or more: recall grows ever more slowly with ef."""
+    steps = more.ef - less.ef
+    share = math.ceil((recall - less.recall) / (more.recall - less.recall) * steps) / steps
+    ef, *others = (a + share * (b - a) for a, b in zip(less, more, strict=True))
+    return Point(round(ef), *others)
 
 
 Mask = npt.NDArray[np.bool_]
