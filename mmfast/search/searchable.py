@@ -91,9 +91,8 @@ class Searchable(Made):
         k = check_int("k", k, 1, 2**31 - 1)
         options = _options(recall, exact, ef, engine)
         asked, single, threads = self._queries(queries)
-        misuse.refuse_condition(where)
-        allowed, state = Filter.of(where), self._state
-        misuse.refuse_mask_of_integers(allowed, state)
+        state = self._state
+        allowed = None if where is None else _allowed(where, state)
         if engine == "graph" and (state.main is None or state.main.segment.walker is None):
             raise ValueError(
                 "engine='graph' needs a graph, and the index has none yet: call build(), which makes one of more than "
@@ -140,9 +139,8 @@ class Searchable(Made):
         """
         radius = check_radius(radius)
         asked, _, threads = self._queries(queries)
-        misuse.refuse_condition(where)
-        allowed, state = Filter.of(where), self._state
-        misuse.refuse_mask_of_integers(allowed, state)
+        state = self._state
+        allowed = None if where is None else _allowed(where, state)
         try:
             found = searching.within(state, asked, radius, allowed, threads)
         except MemoryError as error:
@@ -295,14 +293,22 @@ class Searchable(Made):
         return np.concatenate([np.zeros(0, np.int64), *(part.keys() for part in self._state.parts())])
 
 
+def _allowed(where: object, state: State) -> Filter | None:
+    """Return what may be found."""
+    misuse.refuse_condition(where)
+    allowed = Filter.of(where)
+    misuse.refuse_mask_of_integers(allowed, state)
+    return allowed
+
+
 def _options(
     recall: float | None, exact: bool, ef: int | None, engine: Literal["exact", "graph"] | None
 ) -> searching.Options:
     """Return how to search; of recall, ef and the exact engine one at most is given."""
-    if recall is None and exact is False and ef is None and engine is None:
-        return _DEFAULT  # as most searches have it; the rest takes a microsecond
     if ef is not None:
         ef = check_int("ef", ef, 1, 2**31 - 1)
+    if recall is None and exact is False and engine is None:  # as most searches have it; the rest takes a microsecond
+        return _DEFAULT if ef is None else searching.Options(expansion=ef)
     wanted = _DEFAULT.recall if recall is None else check_fraction("recall", recall)
     check_bool("exact", exact)
     effort: dict[str, object] = {"recall": recall, "exact": exact or None, "ef": ef}

@@ -30,14 +30,15 @@ def nearest(
 ) -> tuple[Keys, Distances]:
     """Return keys and distances (N, k), padded with -1 and +inf."""
     parts, count = state.parts(), len(queries)
-    several = len(parts) > 1
-    found = [
-        _nearest_of(part, queries, min(k, len(part.segment)), options, allowed, several, threads) for part in parts
-    ]
     if not parts:
-        found = [(np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32))]
-    if not several:
-        return padded(*found[0], k)
+        return padded(np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32), k)
+
+    def nearest_of(part: Part, ranked: bool) -> tuple[Keys, npt.NDArray[Any]]:
+        return _nearest_of(part, queries, min(k, len(part.segment)), options, allowed, ranked, threads)
+
+    if len(parts) == 1:
+        return padded(*nearest_of(parts[0], False), k)
+    found = [nearest_of(part, True) for part in parts]
     keys, ranks = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
     order = np.lexsort((keys, ranks), axis=1)[:, :k]  # padding, at infinity, comes last
     keys, ranks = np.take_along_axis(keys, order, 1), np.take_along_axis(ranks, order, 1)
