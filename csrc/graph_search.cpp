@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kTogether = 4;          // walks of a thread that wait for memory in turns; 2 to 8 are as fast
 constexpr int64_t kQueriesTask = 32;  // handed to a thread at a time
+constexpr float kDeviations = 4;      // measured: with 3, one neighbour in 10,000 is lost
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 struct GraphSearch {
@@ -117,6 +118,12 @@ class Beam {
 
   int size() const { return size_; }
   int32_t row(int i) const { return row_of(entries_[i]); }
+  float distance(int i) const {
+    const uint32_t order = uint32_t(entries_[i] >> 32), bits = order >> 31 ? order ^ 0x80000000u : ~order;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
 
  private:
   static uint32_t ordered(float value) {
@@ -232,12 +239,30 @@ class Walk {
     }
   }
 
-  // Fetches what bounds the scores of the beam's rows.
+  // Leaves the rows of the beam that may be among the k nearest. What digits leave open of a feature is spread evenly
+  // over a step, so that of a score it has the standard deviation |q| step / sqrt(12).
+  void keep_near() {
+    const ExactSearch& s = g_->search;
+    const bool whole = s.allowed || s.allowed_keys || !encoded_.decided || g_->precision == Precision::kRows;
+    const int certain = whole ? beam_.size() : int(std::min<int64_t>(s.k, beam_.size()));
+    rows_.clear();
+    for (int i = 0; i < certain; ++i) rows_.push_back(beam_.row(i));
+    if (certain == beam_.size()) return;
+    const float step = g_->precision == Precision::kFour ? 16 : 1;
+    const float deviation = step * float(encoded_.norm) / std::sqrt(24.0f);  // of a difference of two, by both scales
+    const float last = beam_.distance(certain - 1), scale = s.codes.scale[rows_.back()];
+    for (int i = certain; i < beam_.size(); ++i) {
+      const int32_t row = beam_.row(i);
+      if (beam_.distance(i) - last <= kDeviations * deviation * (scale + s.codes.scale[row])) rows_.push_back(row);
+    }
+  }
+
+  // Fetches what bounds the scores of these rows.
   bool prepare_bounds() {
     const Codes& c = g_->search.codes;
     ending_ = kBounding;
-    for (int i = 0; i < beam_.size(); ++i) {
-      const int32_t row = beam_.row(i);
+    keep_near();
+    for (const int32_t row : rows_) {
       fetch(c.digits.fine + int64_t(row) * c.digits.width, c.digits.width);
       fetch(c.norm + row);
       fetch(c.residual + row);
@@ -251,12 +276,10 @@ class Walk {
   bool bound() {
     const ExactSearch& s = g_->search;
     ending_ = kRanking;
-    rows_.resize(beam_.size());
-    products_.resize(beam_.size());
-    for (int i = 0; i < beam_.size(); ++i) rows_[i] = beam_.row(i);
-    g_->tier.dots({s.codes.digits, rows_.data(), beam_.size(), digits_.data(), encoded_.sum, products_.data()});
+    products_.resize(rows_.size());
+    g_->tier.dots({s.codes.digits, rows_.data(), int(rows_.size()), digits_.data(), encoded_.sum, products_.data()});
     bounded_.clear();
-    for (int i = 0; i < beam_.size(); ++i) {
+    for (size_t i = 0; i < rows_.size(); ++i) {
       Bounded bounded = bound_score(s.codes, encoded_, rows_[i], products_[i]);
       for (int32_t r = rows_[i]; r >= 0; r = g_->links.copies ? g_->links.copies[r] : -1) {
         bounded.row = r;

@@ -2,8 +2,9 @@
 //
 // The walk keeps the `expansion` nearest rows it has met, by the score of their digits (vectors.h), and goes on from
 // the nearest one it has not been at, until it has been at all of them. All links of one row are measured together,
-// their digits fetched ahead. What is left at the end is ranked by distances in float64, as far as the digits leave it
-// open (shortlist.h); that few bits order close rows wrongly costs little recall.
+// their digits fetched ahead. Of what is left at the end, the rows that may be among the nearest, given what the bits
+// leave open, are ranked by distances in float64 (shortlist.h); that few bits order close rows wrongly costs little
+// recall.
 //
 // The graph is the lowest layer of a hierarchical one. The rows of the layer above come first, and have its links too:
 // long ones, by which a walk leaves one cluster for another. In place of the layers above that, it begins at the

@@ -675,6 +675,21 @@ def test_walks_ask_a_mask_for_the_keys_they_meet(bits: int) -> None:
     )
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2sq"])
+@pytest.mark.parametrize("rows", [gaussian, clustered])
+def test_what_a_walk_does_not_rank_is_not_among_the_nearest(rows: Any, metric: Any, bits: int) -> None:
+    index = Index(48, metric, "f32")
+    index.add(range(COUNT), rows(COUNT, 48))
+    index.build()
+    walker = index._state.parts()[0].segment.rows
+    queries = rows(200, 48, seed=1)
+    everything, *_ = walker.graph_search(queries, 300, 300, bits, None, False, 2)  # as many as were met: all are ranked
+    for k in (1, 10, 100):
+        found, *_ = walker.graph_search(queries, k, 300, bits, None, False, 2)
+        assert (found == everything[:, :k]).mean() > 0.9995
+
+
 @pytest.mark.parametrize("removed", [False, True])
 @pytest.mark.parametrize("spread", [1, 100])  # of keys: too far apart for a mask by key
 def test_few_rows_are_told_from_many_without_a_count(spread: int, removed: bool) -> None:
