@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kTogether = 4;          // walks of a thread that wait for memory in turns; 2 to 8 are as fast
 constexpr int64_t kQueriesTask = 32;  // handed to a thread at a time
-constexpr float kDeviations = 4;      // measured: with 3, one neighbour in 10,000 is lost
+constexpr float kDeviations = 4;      // measured: by 3, one neighbour in 10,000 is lost
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 struct GraphSearch {
@@ -240,20 +240,25 @@ class Walk {
   }
 
   // Leaves the rows of the beam that may be among the k nearest. What digits leave open of a feature is spread evenly
-  // over a step, so that of a score it has the standard deviation |q| step / sqrt(12).
+  // over a step, so that of a score q . z it has the standard deviation |q| step / sqrt(12) for a row's digits, and
+  // |z| step / sqrt(12) for a query's.
   void keep_near() {
     const ExactSearch& s = g_->search;
-    const bool whole = s.allowed || s.allowed_keys || !encoded_.decided || g_->precision == Precision::kRows;
+    const Codes& c = s.codes;
+    const bool told = encoded_.decided && g_->links.decided && g_->precision != Precision::kRows;
+    const bool whole = !told || s.allowed || s.allowed_keys;
     const int certain = whole ? beam_.size() : int(std::min<int64_t>(s.k, beam_.size()));
     rows_.clear();
     for (int i = 0; i < certain; ++i) rows_.push_back(beam_.row(i));
     if (certain == beam_.size()) return;
-    const float step = g_->precision == Precision::kFour ? 16 : 1;
-    const float deviation = step * float(encoded_.norm) / std::sqrt(24.0f);  // of a difference of two, by both scales
-    const float last = beam_.distance(certain - 1), scale = s.codes.scale[rows_.back()];
+    const int32_t last = rows_.back();
+    const float one = kDeviations / std::sqrt(24.0f);  // of a difference of two scores
+    const float of_rows = one * (g_->precision == Precision::kFour ? 16 : 1) * float(encoded_.norm);
+    const float limit =
+        beam_.distance(certain - 1) + of_rows * c.scale[last] + 2 * one * float(encoded_.scale) * c.norm[last];
     for (int i = certain; i < beam_.size(); ++i) {
       const int32_t row = beam_.row(i);
-      if (beam_.distance(i) - last <= kDeviations * deviation * (scale + s.codes.scale[row])) rows_.push_back(row);
+      if (beam_.distance(i) <= limit + of_rows * c.scale[row]) rows_.push_back(row);
     }
   }
 

@@ -24,7 +24,8 @@ struct Links {
   const int32_t* upper;       // (upper_nodes, upper_slots), likewise, of the first rows
   int64_t nodes, upper_nodes;
   int slots, upper_slots;
-  int entries;  // the first rows, where walks begin; at least 1
+  int entries;   // the first rows, where walks begin; at least 1
+  bool decided;  // whether the digits of all rows tell something
 };
 
 // What a walk goes by: the upper 4 bits of digits, which is half of the memory traffic; all 8; or the rows as they were

@@ -78,11 +78,13 @@ class VectorSet {
     for (int64_t i = 0; i < rows_.rows; ++i)
       if (next[i] != -1 && (next[i] <= i || next[i] < nodes || next[i] >= rows_.rows))
         throw py::value_error("a copy comes before its original");
+    const float* const residual = codes_.residual;
+    const bool decided = std::all_of(residual, residual + rows_.rows, [](float e) { return e < kInfinite; });
     neighbours_ = std::move(neighbours);
     upper_ = std::move(upper);
     copies_ = std::move(copies);
-    links_ = {neighbours_->data(),   next,   upper_->data(), nodes, upper_->shape(0), int(neighbours_->shape(1)),
-              int(upper_->shape(1)), entries};
+    links_ = {neighbours_->data(),   next,    upper_->data(), nodes, upper_->shape(0), int(neighbours_->shape(1)),
+              int(upper_->shape(1)), entries, decided};
   }
 
   // Also returns whether k rows were found for every query.

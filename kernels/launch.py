@@ -2,7 +2,7 @@
 
 For every launch Triton binds the arguments, finds how each is to be compiled and looks the kernel up by a text of all
 that, and asks the driver whose memory each pointer is. Here a kernel is looked up by what its code depends on, and
-pointers are handed on as numbers.
+pointers are handed on as numbers. What Triton is told to do otherwise after the first launch, as to debug, is not done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *values: Tensor | int, **named: A
     key: list[Any] = [kernel, tensor.get_device(), *named, *named.values()]
     numbers = []
     for value in values:
-        if isinstance(value, int):
+        if type(value) is int:  # a truth value would be of another type to Triton
             key.append((value & 15 == 0, value == 1, -(2**31) <= value < 2**31))
             number = value
         else:

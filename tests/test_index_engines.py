@@ -675,9 +675,17 @@ def test_walks_ask_a_mask_for_the_keys_they_meet(bits: int) -> None:
     )
 
 
+def one_large_feature(rows: int, ndim: int, seed: int = 0) -> Any:
+    return gaussian(rows, ndim, seed) + np.eye(1, ndim, dtype=np.float32) * 30
+
+
+def sparse(rows: int, ndim: int, seed: int = 0) -> Any:
+    return np.maximum(gaussian(rows, ndim, seed) - 1, 0) + np.float32(0.01)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("metric", ["cos", "ip", "l2sq"])
-@pytest.mark.parametrize("rows", [gaussian, clustered])
+@pytest.mark.parametrize("rows", [gaussian, clustered, one_large_feature, sparse])
 def test_what_a_walk_does_not_rank_is_not_among_the_nearest(rows: Any, metric: Any, bits: int) -> None:
     index = Index(48, metric, "f32")
     index.add(range(COUNT), rows(COUNT, 48))

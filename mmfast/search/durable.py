@@ -39,9 +39,10 @@ class DurableIndex(Following):
       on it, as ``mmfast.col("year") > 2019``
     - :meth:`metadata`, :meth:`update_metadata`, :meth:`verify`, :meth:`compact`, :meth:`close`, and iteration over keys
 
-    Of the rows in the graph the process keeps nothing in memory of its own: their file is mapped, once a graph was
-    built also by who built it. A row takes 1.1 bytes a feature and 4 a link of the system's cache while it is searched,
-    and what its vector takes where that is looked at. Rows added since are in memory, as in :class:`mmfast.Index`.
+    Of the rows in the graph the process keeps little in memory of its own, 8 bytes a row once keys are looked up and
+    the keys that are strings: their file is mapped, once a graph was built also by who built it. A row takes 1.1 bytes
+    a feature and 4 a link of the system's cache while it is searched, and what its vector takes where that is looked
+    at. Rows added since are in memory, as in :class:`mmfast.Index`.
 
     One process at a time may have the folder open for writing, any number read-only; those see new commits at their
     next call. Pickling gives a read-only view of the folder. In the child of a fork neither the index nor its folder

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mmfast")
 
 # 10,000 rows of 384 features are searched in some 0.1 ms, as long as a walk takes through many more. A graph is built
-# anew whenever it would grow by a quarter, so that building stays a small multiple of building once.
+# anew whenever it would grow by a quarter, so that building stays a small multiple of building once; sooner where it is
+# measured to pay (wear.py), but not before a tenth has changed.
 LEAST_ROWS = 10_000
 _TAIL_SHARE = 4
 _REMOVED_SHARE = 2
@@ -90,24 +91,26 @@ def fold(index: Index, threads: int, progress: Callable[[int], None]) -> None:
     stopped = index._folding.is_stopped()
 
     # All by the thread that works: one that waits may be in a signal handler that waits for this.
-    def work(reach: Callable[[int], None]) -> None:
+    def work(reach: Callable[[int], None]) -> bool:
         with index._folding.turn():
             state = index._state
             if state.tail is None and (state.main is None or state.main.alive is None):
-                return
+                return False
             taken = _take(state, index.ndim)
-            if len(taken.keys):
-                built = Segment.build(index._settings, taken.keys, taken.stored, threads, reach)
-                with index._lock:
-                    _install(index, taken, *built, threads)
+            if not len(taken.keys):
+                return False
+            built = Segment.build(index._settings, taken.keys, taken.stored, threads, reach)
+            with index._lock:
+                _install(index, taken, *built, threads)
+            return True
 
     def reach(count: int) -> None:
         if index._folding.is_stopped() and not stopped:
             raise InterruptedError("the index was closed while its graph was built")
         progress(count)
 
-    abandonable(work, reach)
-    return_freed_memory()
+    if abandonable(work, reach):
+        return_freed_memory()
 
 
 def _install(index: Index, taken: _Taken, segment: Segment, order: npt.NDArray[np.int64] | None, threads: int) -> None:
@@ -223,7 +226,7 @@ class Folding:
         except _Abandoned:
             return
         except Exception:  # searches go on without
-            _log.exception("building the graph failed")
+            _log.exception("building the graph, or measuring what changes have cost it, failed")
         finally:
             running.release()
 

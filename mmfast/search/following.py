@@ -51,7 +51,7 @@ class Following(Made):
         self._settings = Settings(**{field.name: truth.settings[field.name] for field in dataclasses.fields(Settings)})
         self._truth, self._folder, self.read_only, self._progress = truth, folder, read_only, progress
         self._process = os.getpid()
-        self._engine: Index = Index(**self._described())
+        self._engine: Index = Index(**dataclasses.asdict(self._settings))
         self._engine._folding = _Folding(self)
         self._lock = threading.Lock()  # from before a commit until the engine has it
         self._saving = threading.RLock()  # while a snapshot is written
@@ -118,9 +118,6 @@ class Following(Made):
         except OSError as error:
             _log.warning("%s cannot be written (%s): the graph is built anew at the next opening", SNAPSHOT, error)
 
-    def _described(self) -> dict[str, Any]:
-        return dataclasses.asdict(self._settings)
-
     def _catch_up(self, start: Start | None = None) -> str | None:
         """Make in the engine what was committed beyond its version, or say in words why that cannot be.
 
@@ -179,7 +176,7 @@ class Following(Made):
         self._behind = False
 
     def _has_new_snapshot(self) -> bool:
-        return folding.is_due(self._engine._state) and self._file.is_another()
+        return self._file.is_another() and folding.is_due(self._engine._state)
 
     def _save_snapshot(self) -> int:
         """Write the engine's present state, unless this is a reader, and return its version."""

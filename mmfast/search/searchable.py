@@ -57,8 +57,8 @@ class Searchable(Made):
             Candidates kept while walking the graph, likewise. Of the three one at most is to be given.
         engine : {"exact", "graph"}, optional
             The engine, in place of the one that takes less time: "exact" is ``exact=True``; "graph" walks the graph,
-            with ``ef`` candidates, or the fewest that reached ``recall`` when it was measured, or else the most that
-            were. Rows added since the graph was built are searched exactly, and so is what a walk finds too few of.
+            with ``ef`` candidates, or those that ``recall`` takes by what was measured, or else the most that were.
+            Rows added since the graph was built are searched exactly, and so is what a walk finds too few of.
         where : array or tensor of bool, or set, sequence, array or tensor of int, optional
             The keys that may be found: marked in a mask, in which ``where[key]`` is that of a key, or listed, once or
             more often. As many of them as there are, up to k, are found; a mask that marks none of those held is
@@ -252,7 +252,8 @@ class Searchable(Made):
         Notes
         -----
         Each time rows added and removed amount to a tenth of the graph's, and to 1,000, the index measures in the
-        background what they have cost, and takes from ``recall`` what was lost near them.
+        background what they have cost, and takes from ``recall`` what was lost near them, unless it was tuned since the
+        graph was built. No file keeps that, and a reader does not measure.
 
         Examples
         --------

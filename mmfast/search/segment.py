@@ -43,6 +43,7 @@ class Segment:
         self.settings, self.keys, self.stored, self.image, self.links = settings, keys, stored, image, links
         self.curve, self.built, self.native = curve, built, native
         self.wear: Wear | None = None  # what changes have cost, if that was measured
+        self.tuned = False  # the curve knows what they had cost by then
         self.rows: Any = _C.VectorSet(stored, settings.dtype, settings.metric, *image, keys)
         self.walker: Any = None  # what walks through the graph, if there is one
         if links:
@@ -95,11 +96,13 @@ class Segment:
 
     def measure(self, queries: npt.NDArray[np.float32], alive: npt.NDArray[np.bool_] | None, threads: int) -> None:
         """Measure the graph by queries of the caller."""
-        self.curve, self.wear = measure(self.walker, queries, alive, alive, threads), None
+        self.curve, self.tuned = measure(self.walker, queries, alive, alive, threads), True
 
     def recall(self, asked: float) -> float | None:
         """Return what a search for 10 neighbours reaches that asks for a recall, as far as was measured."""
-        return self.curve.reached(asked) - (self.wear.lost if self.wear else 0) if self.curve else None
+        if self.curve is None:
+            return None
+        return self.curve.reached(asked) - (self.wear.lost if self.wear and not self.tuned else 0)
 
     def move_to(self, same: Segment) -> None:
         """Take the arrays of a segment of the same content in place of its own, of which searches at work keep theirs.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmfast.search import storage
 from mmfast.search.database import DATABASE
 from mmfast.search.freed import return_freed_memory
+from mmfast.search.interrupts import uninterrupted
 from mmfast.search.settings import Settings
 from mmfast.search.snapshot import Sections, pack_state, unpack_main, unpack_state
 from mmfast.search.state import State
@@ -42,6 +44,7 @@ class SnapshotFile:
     def __init__(self, folder: Path, settings: Settings, truth: Truth) -> None:
         self.path, self._settings, self._truth = folder / SNAPSHOT, settings, truth
         self._seen: tuple[int, ...] | None = None  # the file that was last read
+        self._moving = threading.Lock()
         self._named = "", 0  # name and version of the snapshot in the folder, if it is of this database
 
     def is_another(self) -> bool:
@@ -68,12 +71,12 @@ class SnapshotFile:
         # The database knows its snapshots by name: one restored from a copy has seen other changes since, under the
         # same versions.
         self._truth.note_snapshots([present, name])
-        meta = {
-            "settings": self._described(), "identity": self._truth.identity, "name": name, "version": version
-        }  # fmt: skip
+        meta = {"settings": dataclasses.asdict(self._settings), "identity": self._truth.identity}
+        meta |= {"name": name, "version": version}
         storage.write_atomically(self.path, storage.pack(meta, pack_state(state)))
         self._named = name, version
-        self._move(state, name)
+        # Apart from the main thread: what a signal handler raises there is no error of the file.
+        uninterrupted(self._moving, lambda: self._move(state, name))
         return before
 
     def _move(self, state: State, name: str) -> None:
@@ -87,7 +90,7 @@ class SnapshotFile:
                 raise ValueError("it is another than was written")
             state.main.segment.move_to(main.segment)
             return_freed_memory()
-        except _UNREADABLE as error:
+        except (*_UNREADABLE, MemoryError) as error:
             _log.warning("%s %s: the graph stays in memory; %s", self.path, self._unusable(error), ANEW)
 
     def problem(self) -> str | None:
@@ -106,12 +109,9 @@ class SnapshotFile:
     def _unpack(self) -> tuple[dict[str, Any], list[memoryview]]:
         return storage.unpack(storage.map_file(str(self.path)), str(self.path))
 
-    def _described(self) -> dict[str, Any]:
-        return dataclasses.asdict(self._settings)
-
     def _foreign(self, meta: dict[str, Any]) -> str | None:
         """Say in words why a snapshot is not one of this index, if it is none."""
-        if (meta["identity"], meta["settings"]) != (self._truth.identity, self._described()):
+        if (meta["identity"], meta["settings"]) != (self._truth.identity, dataclasses.asdict(self._settings)):
             return "belongs to another index"
         if meta["name"] not in self._truth.snapshots():
             return "is of another past than the index, which was restored from a copy"

@@ -33,6 +33,7 @@ _FALL = 0.02
 # 0.95 to 1.05 were measured, on a busy machine as well.
 _TIMES = 2.0
 _RUNS = 2
+_TICK = 1e-9  # seconds: no clock tells less
 _EXACT = Options(recall=1, engine="exact")
 _TOGETHER = 32  # exact searches between two looks at whether to go on
 
@@ -68,19 +69,20 @@ def is_unknown(state: State) -> bool:
     """Tell whether much has changed since the graph was built, or measured by :func:`measure`."""
     if state.main is None or state.main.segment.walker is None:
         return False
-    segment = state.main.segment
+    segment, now = state.main.segment, changed(state)
     known = segment.wear.changed if segment.wear else 0
-    return changed(state) - known >= max(LEAST_CHANGED, len(segment) // _CHANGED_SHARE)
+    if now < known:  # rows that were added are gone again
+        known = 0
+    return now - known >= max(LEAST_CHANGED, len(segment) // _CHANGED_SHARE)
 
 
 def measure(state: State, threads: int, progress: Progress) -> None:
     """Note with the graph of a state what changes have cost: no search differs by it, and none waits for it."""
-    main, tail = state
-    assert main is not None
-    keys, queries = _changed_rows(main, tail)
-    was, took = _reached(_as_built(main, tail), keys, queries, threads, progress)
+    assert state.main is not None
+    keys, queries = _changed_rows(state.main, state.tail)
+    was, took = _reached(_as_built(state.main, state.tail), keys, queries, threads, progress)
     recall, takes = _reached(state, keys, queries, threads, progress)
-    main.segment.wear = Wear(changed(state), was, recall, takes / took)
+    state.main.segment.wear = Wear(changed(state), was, recall, takes / max(took, _TICK))
 
 
 def _changed_rows(main: Part, tail: Part | None) -> tuple[Keys, Queries]:
