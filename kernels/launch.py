@@ -30,7 +30,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *values: Tensor | int, **named: A
     key: list[Any] = [kernel, tensor.get_device(), *named, *named.values()]
     numbers = []
     for value in values:
-        if type(value) is int:  # a truth value would be of another type to Triton
+        if isinstance(value, int):
             key.append((value & 15 == 0, value == 1, -(2**31) <= value < 2**31))
             number = value
         else:

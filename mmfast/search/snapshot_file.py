@@ -71,8 +71,8 @@ class SnapshotFile:
         # The database knows its snapshots by name: one restored from a copy has seen other changes since, under the
         # same versions.
         self._truth.note_snapshots([present, name])
-        meta = {"settings": dataclasses.asdict(self._settings), "identity": self._truth.identity}
-        meta |= {"name": name, "version": version}
+        described = dataclasses.asdict(self._settings)
+        meta = {"settings": described, "identity": self._truth.identity, "name": name, "version": version}
         storage.write_atomically(self.path, storage.pack(meta, pack_state(state)))
         self._named = name, version
         # Apart from the main thread: what a signal handler raises there is no error of the file.
