@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mmfast import Index
+from mmfast.search import folding, storage
 from mmfast.search.database import _Held
 from mmfast.search.interrupts import uninterrupted
 from tests.test_index import gaussian
@@ -289,3 +290,92 @@ def test_a_handler_may_close_an_index_that_builds(folder: Path, alarm: Callable[
     assert closed
     with Index.open(folder, read_only=True) as again:
         assert len(again) == 30_000
+
+
+@pytest.fixture
+def handled() -> Iterator[Callable[[Callable[[], object], type[BaseException]], None]]:
+    """Have a handler of SIGALRM do something, and then raise."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def handle(act: Callable[[], object], error: type[BaseException]) -> None:
+        def ring(*_: object) -> None:
+            act()
+            raise error
+
+        signal.signal(signal.SIGALRM, ring)
+
+    yield handle
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", ["close", "build"])
+def test_a_handler_may_close_or_build_while_a_fold_waits_to_write(
+    name: str, folder: Path, handled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, waiting, write = gaussian(4000, 4), threading.Event(), storage.write_atomically
+    with Index.open(folder, 4) as index:
+        index.add(range(2500), rows[:2500])
+        index.build()
+        handled(getattr(index, name), AlarmError)
+        monkeypatch.setattr(folding, "LEAST_ROWS", 1000)
+        folded = index._engine._folding.folded
+
+        def wait() -> None:
+            waiting.set()
+            folded()
+
+        def interrupted(*args: Any) -> None:
+            if not waiting.is_set():
+                threading.Thread(target=lambda: index.add(range(2500, 4000), rows[2500:])).start()
+                assert waiting.wait(60)  # for the main thread, which is writing
+                signal.raise_signal(signal.SIGALRM)
+            write(*args)
+
+        monkeypatch.setattr(index._engine._folding, "folded", wait)
+        monkeypatch.setattr(storage, "write_atomically", interrupted)
+        with pytest.raises(AlarmError):
+            index.tune(rows[:50])
+    with Index.open(folder) as index:
+        assert len(index) == 4000
+
+
+class LateError(TimeoutError, ValueError):
+    """What might be taken for an error of a file or of a thread."""
+
+
+def test_what_a_handler_raises_is_no_failure_to_start_a_build(
+    handled: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ringing(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+        return uninterrupted(*args)
+
+    handled(lambda: None, LateError)
+    index = Index(4)
+    with monkeypatch.context() as patch:
+        patch.setattr("mmfast.search.folding.uninterrupted", ringing)
+        with pytest.raises(LateError):
+            index.add(range(20_000), gaussian(20_000, 4))
+    assert len(index) == 20_000
+    assert caplog.records == []
+
+
+def test_what_a_handler_raises_is_no_damage_of_a_snapshot(
+    folder: Path, handled: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Index.open(folder, 4) as index:
+        index.add(range(100), gaussian(100, 4))
+        index.build()
+    unpack = storage.unpack
+
+    def ringing(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGALRM)
+        return unpack(*args)
+
+    handled(lambda: None, LateError)
+    monkeypatch.setattr(storage, "unpack", ringing)
+    with pytest.raises(LateError):
+        Index.open(folder)
+    assert caplog.records == []
+    monkeypatch.undo()
+    Index.open(folder).close()

@@ -209,15 +209,15 @@ def test_a_queue_that_is_written_round_and_round(monkeypatch: pytest.MonkeyPatch
 
 def test_the_autotuner_is_asked_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIGS["sm_90"]
-    choices = [choice.options(64) for choice in (config.screen, *config.other_screens)]
+    choices = [choice.options(512) for choice in (config.screen, *config.other_screens)]
     assert configs.tuned(negatives.screen, choices, ["depth"]) == (negatives.screen, choices[0])
     monkeypatch.setenv(configs.AUTOTUNE_VARIABLE, "1")
     monkeypatch.setattr(configs.triton.knobs.runtime, "interpret", False)
     tuner, rest = configs.tuned(negatives.screen, choices, ["depth"])
     assert rest == {"enable_fp_fusion": False}
     assert [(c.kwargs["BLOCK_K"], c.num_warps, c.num_stages) for c in tuner.configs] == [
+        (128, 4, 3),
         (64, 4, 3),
-        (32, 8, 4),
     ]
     assert configs.tuned(negatives.screen, choices, ["depth"])[0] is tuner
 

@@ -176,11 +176,21 @@ class Folding:
 
     def start(self, index: Index, threads: int) -> None:
         """Do in the background what is due, unless that is under way; where it cannot be, the next change tries."""
-        if not self.is_stopped() and not self._running.locked():
+        if self.is_stopped() or self._running.locked():
+            return
+
+        def work() -> None:
             try:
-                uninterrupted(self._starting, lambda: self._start(index, threads))
+                self._start(index, threads)
             except Exception:  # the change that brought us here is made
                 _log.exception("building the graph in the background failed to start")
+
+        try:
+            uninterrupted(self._starting, work)
+        except RuntimeError as error:  # what else comes out is of a signal handler
+            if "start new thread" not in str(error):
+                raise
+            _log.exception("building the graph in the background failed to start")
 
     def _start(self, index: Index, threads: int) -> None:
         import usearch.index  # noqa: F401  # here, or a fork while the thread imports it would get half a module
@@ -220,9 +230,9 @@ class Folding:
                     if (index := reference()) is not None:
                         with index._lock:
                             _install(index, taken, *built, threads)
-                        self.folded()
                     del index, state, taken, built
-                    return_freed_memory()
+                self.folded()
+                return_freed_memory()
         except _Abandoned:
             return
         except Exception:  # searches go on without

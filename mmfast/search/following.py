@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _TOO_OLD = "is too old to be brought up to date"
 _ATTEMPTS = 10
+_PATIENCE = 0.05  # seconds between two looks at whether to go on waiting
 _log = logging.getLogger("mmfast")
 
 
@@ -272,12 +273,19 @@ class _Folding(folding.Folding):
 
     def folded(self) -> None:
         owner = self._owner()
-        if owner is None or self.is_stopped():
+        if owner is None:
             return
+        # Who holds it may be in a signal handler that closes the index, and waits until this has ended.
+        while not owner._saving.acquire(timeout=_PATIENCE):
+            if self.is_stopped():
+                return
         try:
-            owner._save_snapshot()
+            if not self.is_stopped():
+                owner._save_snapshot()
         except Exception:
             _log.exception("%s cannot be written; the one before stays", owner._file.path)
+        finally:
+            owner._saving.release()
 
 
 def _with_names(names: npt.NDArray[Any], ids: npt.NDArray[np.int64], keys: Any) -> npt.NDArray[Any]:

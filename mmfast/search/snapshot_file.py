@@ -44,7 +44,8 @@ class SnapshotFile:
     def __init__(self, folder: Path, settings: Settings, truth: Truth) -> None:
         self.path, self._settings, self._truth = folder / SNAPSHOT, settings, truth
         self._seen: tuple[int, ...] | None = None  # the file that was last read
-        self._moving = threading.Lock()
+        # Under it files are used apart from the main thread: what a signal handler raises there is no error of theirs.
+        self._using = threading.Lock()
         self._named = "", 0  # name and version of the snapshot in the folder, if it is of this database
 
     def is_another(self) -> bool:
@@ -53,6 +54,9 @@ class SnapshotFile:
 
     def read(self) -> Start | str:
         """Return what the file holds, mapped, or say in words why it is of no use."""
+        return uninterrupted(self._using, self._read)
+
+    def _read(self) -> Start | str:
         self._seen = self._identity()
         try:
             meta, sections = self._unpack()
@@ -75,8 +79,7 @@ class SnapshotFile:
         meta = {"settings": described, "identity": self._truth.identity, "name": name, "version": version}
         storage.write_atomically(self.path, storage.pack(meta, pack_state(state)))
         self._named = name, version
-        # Apart from the main thread: what a signal handler raises there is no error of the file.
-        uninterrupted(self._moving, lambda: self._move(state, name))
+        uninterrupted(self._using, lambda: self._move(state, name))
         return before
 
     def _move(self, state: State, name: str) -> None:
