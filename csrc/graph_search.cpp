@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kTogether = 4;          // walks of a thread that wait for memory in turns; 2 to 8 are as fast
 constexpr int64_t kQueriesTask = 32;  // handed to a thread at a time
-constexpr float kDeviations = 4;      // measured: by 3, one neighbour in 10,000 is lost
+constexpr float kDeviations = 4;      // by which a difference of two scores may be off
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 struct GraphSearch {
@@ -239,9 +239,9 @@ class Walk {
     }
   }
 
-  // Leaves the rows of the beam that may be among the k nearest. What digits leave open of a feature is spread evenly
-  // over a step, so that of a score q . z it has the standard deviation |q| step / sqrt(12) for a row's digits, and
-  // |z| step / sqrt(12) for a query's.
+  // Leaves the rows of the beam that may be among the k nearest. Digits leave open at most half a step of a feature,
+  // and all of them half a step where they are near 0, so that of a score q . z they leave a deviation of at most |q|
+  // step / 2 for a row's digits, and |z| step / 2 for a query's.
   void keep_near() {
     const ExactSearch& s = g_->search;
     const Codes& c = s.codes;
@@ -252,10 +252,10 @@ class Walk {
     for (int i = 0; i < certain; ++i) rows_.push_back(beam_.row(i));
     if (certain == beam_.size()) return;
     const int32_t last = rows_.back();
-    const float one = kDeviations / std::sqrt(24.0f);  // of a difference of two scores
-    const float of_rows = one * (g_->precision == Precision::kFour ? 16 : 1) * float(encoded_.norm);
+    const float half_step = kDeviations / std::sqrt(2.0f) / 2;  // of a difference of two scores, by both scales
+    const float of_rows = half_step * (g_->precision == Precision::kFour ? 16 : 1) * float(encoded_.norm);
     const float limit =
-        beam_.distance(certain - 1) + of_rows * c.scale[last] + 2 * one * float(encoded_.scale) * c.norm[last];
+        beam_.distance(certain - 1) + of_rows * c.scale[last] + 2 * half_step * float(encoded_.scale) * c.norm[last];
     for (int i = certain; i < beam_.size(); ++i) {
       const int32_t row = beam_.row(i);
       if (beam_.distance(i) <= limit + of_rows * c.scale[row]) rows_.push_back(row);

@@ -254,7 +254,7 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
       const ExactSearch search = {
           vectors, codes, metric, nullptr, mask, q.data(), queries, k, std::numeric_limits<double>::infinity(), 2};
       const auto exact = exact_search(search);
-      const Links links = {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1};
+      const Links links = {neighbours.data(), copies.data(), nullptr, rows, 0, int(rows), 0, 1, true};
       const auto walk = [&](Precision precision) { return graph_search(search, links, int(rows), precision); };
       const auto by_four = walk(Precision::kFour), by_eight = walk(Precision::kEight), by_rows = walk(Precision::kRows);
       for (int64_t j = 0; j < queries; ++j) {
@@ -273,7 +273,11 @@ void test_search(Random& random, Data data, int64_t rows, int features, int64_t 
         check(same(exact[j]), "exact search: " + tier + ", " + std::to_string(features) + " features, data " +
                                   std::to_string(int(data)) + ", metric " + std::to_string(int(metric)));
         for (const auto* walked : {&by_four, &by_eight, &by_rows})
-          check(same((*walked)[j]), "graph search: " + tier + ", " + std::to_string(features) + " features");
+          check(same((*walked)[j]), "graph search: " + tier + ", " + std::to_string(features) + " features, data " +
+                                        std::to_string(int(data)) + ", metric " + std::to_string(int(metric)) +
+                                        (walked == &by_four    ? ", four"
+                                         : walked == &by_eight ? ", eight"
+                                                               : ", rows"));
       }
     }
   }
