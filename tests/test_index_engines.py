@@ -385,6 +385,13 @@ def test_nothing_is_built_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [50, 49]
 
 
+def wait_for_threads() -> None:
+    """Wait until all threads that build or measure have ended."""
+    for thread in list(folding._threads):
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def test_an_index_that_is_dropped_stops_building(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "LEAST_ROWS", 100)
     started, dropped = threading.Event(), threading.Event()
@@ -406,9 +413,7 @@ def test_an_index_that_is_dropped_stops_building(monkeypatch: pytest.MonkeyPatch
     del index
     gc.collect()
     dropped.set()
-    for thread in list(folding._threads):
-        thread.join(30)
-        assert not thread.is_alive()
+    wait_for_threads()
     assert counts == [0]
 
 

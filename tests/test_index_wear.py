@@ -22,7 +22,7 @@ from mmfast.search.segment import Segment
 from mmfast.search.tuning import Point
 from mmfast.search.wear import Wear
 from tests.test_index import gaussian
-from tests.test_index_engines import wait
+from tests.test_index_engines import wait, wait_for_threads
 
 COUNT, NDIM, LEAST = 6000, 16, 500
 ROWS = gaussian(COUNT + 1500, NDIM)
@@ -275,9 +275,7 @@ def test_an_index_that_is_dropped_is_not_measured(index: Index, monkeypatch: pyt
     del measuring
     gc.collect()
     dropped.set()
-    for thread in list(folding._threads):
-        thread.join(60)
-        assert not thread.is_alive()
+    wait_for_threads()
     assert len(asked) == 1
 
 

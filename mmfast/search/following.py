@@ -177,7 +177,7 @@ class Following(Made):
         self._behind = False
 
     def _has_new_snapshot(self) -> bool:
-        return self._file.is_another() and folding.is_due(self._engine._state)
+        return folding.is_due(self._engine._state) and self._file.is_another()
 
     def _save_snapshot(self) -> int:
         """Write the engine's present state, unless this is a reader, and return its version."""

@@ -5,17 +5,20 @@ A state never changes. Whoever searches takes the present one, and no one who ad
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmfast.search.cached import cached
 from mmfast.search.segment import Segment
 
 Mask = npt.NDArray[np.bool_]
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Part:
     """Rows, and which of them are still there: None for all."""
 
     segment: Segment
@@ -23,6 +26,10 @@ class Part(NamedTuple):
 
     def size(self) -> int:
         """Return how many rows are there."""
+        return self._count
+
+    @cached
+    def _count(self) -> int:  # every change and every search of a reader asks
         return len(self.segment) if self.alive is None else int(np.count_nonzero(self.alive))
 
     def removed(self) -> int:
